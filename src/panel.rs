@@ -1,0 +1,137 @@
+//! Panels: a step's groups as one picture, so that reward hacking is seen and not only plotted.
+//!
+//! One group a row under its prompt, best reward first, each image captioned with its scores and its advantage.
+
+use font8x8::UnicodeFonts;
+use image::imageops::{self, FilterType};
+use image::{Rgb, RgbImage};
+
+use crate::{Group, Policy, Sample};
+
+const LETTER: u32 = 8;
+const LINE: u32 = 10;
+const GAP: u32 = 4;
+/// Narrow images are enlarged so that a caption of 14 letters fits below them.
+const MIN_CELL: u32 = 14 * LETTER;
+/// Large images are reduced to this, so that a panel of a full-size run stays a picture one can open.
+const MAX_CELL: u32 = 256;
+const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
+const INK: Rgb<u8> = Rgb([30, 30, 30]);
+const GOOD: Rgb<u8> = Rgb([0, 120, 40]);
+const BAD: Rgb<u8> = Rgb([180, 30, 30]);
+
+/// One picture with its lines of caption.
+struct Cell<'a> {
+    picture: &'a RgbImage,
+    caption: Vec<(String, Rgb<u8>)>,
+}
+
+/// The groups as a picture; `None` where no sample is one.
+///
+/// `advantages` are in the groups' order, one row per group, or empty where there are none (held-out samples).
+pub fn panel<P: Policy>(groups: &[Group<P>], advantages: &[Vec<f32>], names: &[String]) -> Option<RgbImage> {
+    let rows: Vec<(String, Vec<Cell<'_>>)> = groups
+        .iter()
+        .enumerate()
+        .map(|(row, group)| (group.prompt.text.clone(), cells(group, advantages.get(row), names)))
+        .filter(|(_, cells)| !cells.is_empty())
+        .collect();
+    (!rows.is_empty()).then(|| draw(&rows))
+}
+
+fn cells<'a, P: Policy>(group: &'a Group<P>, advantages: Option<&Vec<f32>>, names: &[String]) -> Vec<Cell<'a>> {
+    let cell = |sample: usize| {
+        let picture = group.completions.get(sample)?.sample.picture()?;
+        let mut caption = Vec::new();
+        if let Some(scores) = group.scores.get(sample) {
+            for (name, score) in names.iter().zip(&scores.values) {
+                let score = score.map_or("-".into(), |score| format!("{score:.3}"));
+                caption.push((format!("{name} {score}"), INK));
+            }
+        }
+        if let Some(&advantage) = advantages.and_then(|advantages| advantages.get(sample)) {
+            let colour = if advantage >= 0.0 { GOOD } else { BAD };
+            caption.push((format!("adv {advantage:+.2}"), colour));
+        }
+        Some(Cell { picture, caption })
+    };
+    group.ranking().into_iter().filter_map(cell).collect()
+}
+
+fn draw(rows: &[(String, Vec<Cell<'_>>)]) -> RgbImage {
+    let every = || rows.iter().flat_map(|(_, cells)| cells);
+    let widest = every().map(|cell| cell.picture.width()).max().unwrap_or(1).max(1);
+    let cell_width = if widest < MIN_CELL { widest * MIN_CELL.div_ceil(widest) } else { widest.min(MAX_CELL) };
+    let height_of = |cell: &Cell<'_>| {
+        let picture = cell.picture;
+        (u64::from(picture.height()) * u64::from(cell_width) / u64::from(picture.width().max(1))).clamp(1, 4096) as u32
+    };
+    let picture_height = every().map(height_of).max().unwrap_or(1);
+    let lines = every().map(|cell| cell.caption.len()).max().unwrap_or(0) as u32;
+    let row_height = LINE + GAP + picture_height + GAP + lines * LINE + 2 * GAP;
+    let columns = rows.iter().map(|(_, cells)| cells.len()).max().unwrap_or(0) as u32;
+    let width = GAP + columns * (cell_width + GAP);
+    let mut canvas = RgbImage::from_pixel(width, rows.len() as u32 * row_height + GAP, PAPER);
+    for (row, (prompt, cells)) in rows.iter().enumerate() {
+        let top = GAP + row as u32 * row_height;
+        write(&mut canvas, GAP, top, prompt, INK);
+        for (column, cell) in cells.iter().enumerate() {
+            let left = GAP + column as u32 * (cell_width + GAP);
+            let filter = if cell.picture.width() < cell_width { FilterType::Nearest } else { FilterType::Triangle };
+            let picture = imageops::resize(cell.picture, cell_width, height_of(cell), filter);
+            imageops::replace(&mut canvas, &picture, i64::from(left), i64::from(top + LINE + GAP));
+            for (line, (text, colour)) in cell.caption.iter().enumerate() {
+                let at = top + LINE + GAP + picture_height + GAP + line as u32 * LINE;
+                let fits = (cell_width / LETTER) as usize;
+                write(&mut canvas, left, at, &text.chars().take(fits).collect::<String>(), *colour);
+            }
+        }
+    }
+    canvas
+}
+
+/// Writes one line; letters without a glyph become `?`, and what does not fit is cut off.
+fn write(canvas: &mut RgbImage, left: u32, top: u32, text: &str, colour: Rgb<u8>) {
+    for (at, letter) in text.chars().enumerate() {
+        let Some(glyph) = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::BASIC_FONTS.get('?')) else { continue };
+        let x0 = left + at as u32 * LETTER;
+        if x0 + LETTER > canvas.width() {
+            return;
+        }
+        for (y, bits) in glyph.iter().enumerate() {
+            for x in (0..LETTER).filter(|x| bits >> x & 1 == 1) {
+                let (x, y) = (x0 + x, top + y as u32);
+                if y < canvas.height() {
+                    canvas.put_pixel(x, y, colour);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_keep_their_order_and_captions_their_place() {
+        let [red, blue] = [[255, 0, 0], [0, 0, 255]].map(|c| RgbImage::from_pixel(16, 16, Rgb(c)));
+        let cell = |picture| Cell { picture, caption: vec![("clip 0.300".into(), INK)] };
+        let drawn = draw(&[("a red square".into(), vec![cell(&red), cell(&blue)])]);
+        // 16 px are enlarged 7 times to the 112 px of 14 letters.
+        assert_eq!(drawn.width(), GAP + 2 * (112 + GAP));
+        let middle = GAP + LINE + GAP + 56;
+        assert_eq!(drawn.get_pixel(GAP + 56, middle), &Rgb([255, 0, 0]));
+        assert_eq!(drawn.get_pixel(GAP + 112 + GAP + 56, middle), &Rgb([0, 0, 255]));
+        let caption_top = GAP + LINE + GAP + 112 + GAP;
+        let inked = (0..80).any(|x| drawn.get_pixel(GAP + x, caption_top + 3) == &INK);
+        assert!(inked, "no caption below the picture");
+    }
+
+    #[test]
+    fn a_letter_without_a_glyph_is_no_panic() {
+        let mut canvas = RgbImage::new(40, 10);
+        write(&mut canvas, 0, 0, "日本 é this is cut off", INK);
+        write(&mut canvas, 0, 7, "below the edge", INK);
+    }
+}

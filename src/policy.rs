@@ -1,0 +1,267 @@
+//! Policies: what can be sampled, replayed and differentiated.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor, Var};
+use image::RgbImage;
+use serde::Serialize;
+
+use crate::{BoxError, Error, Prompt, Result, Seed};
+
+/// What a policy makes and rewards judge, and how a person looks at it.
+pub trait Sample: Send + Sync {
+    /// The sample as a picture for panels; `None` where it is not one.
+    fn picture(&self) -> Option<&RgbImage> {
+        None
+    }
+
+    /// The sample as text for tables; `None` where it is not text.
+    fn text(&self) -> Option<&str> {
+        None
+    }
+}
+
+impl Sample for RgbImage {
+    fn picture(&self) -> Option<&RgbImage> {
+        Some(self)
+    }
+}
+
+impl Sample for String {
+    fn text(&self) -> Option<&str> {
+        Some(self)
+    }
+}
+
+/// One sample wanted: which prompt, and the node of the tree of randomness it is drawn from.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The prompt.
+    pub prompt: &'a Prompt,
+    /// Every choice at position `t` is drawn from `seed.fold(t)`.
+    pub seed: Seed,
+}
+
+/// One sample, with what is needed to replay the choices that made it.
+pub struct Completion<P: Policy + ?Sized> {
+    /// What rewards judge.
+    pub sample: P::Sample,
+    /// What replay needs: the choices and the law they were drawn by.
+    pub trace: P::Trace,
+    /// Log-probability of each choice under the law that drew it, `[T]`.
+    pub log_probs: Vec<f32>,
+}
+
+/// Whether the law that draws samples is the one whose log-probabilities are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoring {
+    /// `log_probs` replays the law of `sample`: ratios are exact.
+    Exact,
+    /// `log_probs` scores the conditional model while `sample` drew from another law (guidance, truncation);
+    /// the difference is measured and logged.
+    Conditional,
+}
+
+/// A stochastic generator whose choices can be replayed and differentiated.
+///
+/// Required: the two kinds, `sample`, `log_probs` and `params`. The testing kit's toy
+/// ([`crate::testing::ToyPolicy`]) implements it in fifty lines.
+pub trait Policy {
+    /// What rewards judge: an image, a text.
+    type Sample: Sample;
+    /// What replay needs: token ids and the sampling law, latents.
+    type Trace: Serialize + Send + Sync;
+
+    /// One completion per request, in order, without a gradient.
+    ///
+    /// Depends on the request's prompt and seed and on the weights, never on its neighbours.
+    fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError>;
+
+    /// Log-probability of every choice in `batch` under the current weights: `[B, T]` and its mask, differentiable.
+    fn log_probs(&self, batch: &[(&Prompt, &Self::Trace)]) -> Result<LogProbs, BoxError>;
+
+    /// The trainable variables; none for a frozen policy.
+    fn params(&self) -> Params;
+
+    /// Adds `d loss / d params` to `gradients`, given `gradient = d loss / d log_probs`, `[B, T]`.
+    ///
+    /// The default uses candle's autograd on the graph of `log_probs`; a large model overrides it with its own
+    /// backward, layer by layer.
+    fn backward(
+        &self,
+        log_probs: &LogProbs,
+        gradient: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<(), BoxError> {
+        let surrogate = (log_probs.values() * gradient.detach())?.sum_all()?;
+        gradients.add_backward(&surrogate, &self.params())?;
+        Ok(())
+    }
+
+    /// Whether `log_probs` replays the law of `sample`.
+    fn scoring(&self) -> Scoring {
+        Scoring::Exact
+    }
+}
+
+/// Log-probabilities of a batch of choices and the mask of those that count.
+#[derive(Clone, Debug)]
+pub struct LogProbs {
+    values: Tensor,
+    mask: Tensor,
+    entropy: Option<Tensor>,
+}
+
+impl LogProbs {
+    /// `values` and `mask` of one shape `[B, T]`; the mask is 1 where a choice counts and 0 where it is padding.
+    pub fn new(values: Tensor, mask: Tensor) -> Result<Self> {
+        let values = values.to_dtype(DType::F32)?;
+        let mask = mask.to_dtype(DType::F32)?;
+        if values.rank() != 2 || values.dims() != mask.dims() {
+            return Err(Error::Shape {
+                what: "the mask of the log-probs",
+                got: mask.dims().to_vec(),
+                expected: values.dims().to_vec(),
+            });
+        }
+        Ok(Self { values, mask, entropy: None })
+    }
+
+    /// Adds the entropy in nats of the law at each position, `[B, T]`, without a gradient.
+    pub fn with_entropy(mut self, entropy: Tensor) -> Result<Self> {
+        if entropy.dims() != self.values.dims() {
+            return Err(Error::Shape {
+                what: "the entropy of the log-probs",
+                got: entropy.dims().to_vec(),
+                expected: self.values.dims().to_vec(),
+            });
+        }
+        self.entropy = Some(entropy.detach());
+        Ok(self)
+    }
+
+    /// The log-probabilities, `[B, T]`, f32.
+    pub fn values(&self) -> &Tensor {
+        &self.values
+    }
+
+    /// 1 where a choice counts, `[B, T]`, f32.
+    pub fn mask(&self) -> &Tensor {
+        &self.mask
+    }
+
+    /// The entropy of the law at each position, `[B, T]`, where the policy gives it.
+    pub fn entropy(&self) -> Option<&Tensor> {
+        self.entropy.as_ref()
+    }
+
+    /// The values as rows, for code that works on slices.
+    pub fn rows(&self) -> Result<Vec<Vec<f32>>> {
+        Ok(self.values.to_vec2()?)
+    }
+}
+
+/// Named variables, always in name order.
+#[derive(Clone, Debug, Default)]
+pub struct Params(BTreeMap<String, Var>);
+
+impl Params {
+    /// No variables: a frozen policy.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Variables by name; a name given twice is an error.
+    pub fn new(vars: impl IntoIterator<Item = (String, Var)>) -> Result<Self> {
+        let mut params = BTreeMap::new();
+        for (name, var) in vars {
+            if params.contains_key(&name) {
+                return Err(Error::config(format!("parameter `{name}` is given twice; names must differ")));
+            }
+            params.insert(name, var);
+        }
+        Ok(Self(params))
+    }
+
+    /// Names and variables in name order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.0.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// The variable of this name.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.0.get(name)
+    }
+
+    /// How many variables there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many numbers the variables hold together.
+    pub fn n_elements(&self) -> usize {
+        self.0.values().map(|var| var.elem_count()).sum()
+    }
+
+    /// The device of the first variable; the CPU where there is none.
+    pub fn device(&self) -> Device {
+        self.0.values().next().map_or(Device::Cpu, |var| var.device().clone())
+    }
+}
+
+/// Accumulated gradients by parameter name, f32.
+#[derive(Clone, Debug, Default)]
+pub struct Gradients(BTreeMap<String, Tensor>);
+
+impl Gradients {
+    /// No gradient yet for any parameter.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds to one parameter's gradient.
+    pub fn add(&mut self, name: &str, gradient: &Tensor) -> Result<()> {
+        let gradient = gradient.detach().to_dtype(DType::F32)?;
+        let sum = match self.0.get(name) {
+            Some(sum) => (sum + gradient)?,
+            None => gradient,
+        };
+        self.0.insert(name.into(), sum);
+        Ok(())
+    }
+
+    /// Runs candle's autograd from a scalar and adds what reached `params`.
+    pub fn add_backward(&mut self, loss: &Tensor, params: &Params) -> Result<()> {
+        let mut store = loss.backward()?;
+        for (name, var) in params.iter() {
+            if let Some(gradient) = store.remove(var) {
+                self.add(name, &gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The gradient of one parameter; `None` where nothing reached it.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    /// Names and gradients in name order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
+    }
+
+    /// The Euclidean norm over all parameters together.
+    pub fn norm(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for gradient in self.0.values() {
+            sum += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        }
+        Ok(sum.sqrt())
+    }
+}

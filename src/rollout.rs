@@ -1,0 +1,301 @@
+//! Rollouts: where and when prompts become scored groups.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Completion, Error, Policy, Prompt, Request, Result, RewardSet, Scores, Seed};
+
+/// How many samples share a prompt: at least 2, checked while parsing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "usize", into = "usize")]
+pub struct GroupSize(usize);
+
+impl GroupSize {
+    /// A group size; fewer than 2 samples have no deviation to be normalised by.
+    pub fn new(n: usize) -> Result<Self> {
+        if n < 2 {
+            return Err(Error::config(format!("group_size is {n}; a group needs at least 2")));
+        }
+        Ok(Self(n))
+    }
+
+    /// The number.
+    pub fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl Default for GroupSize {
+    /// 8, TRL's default.
+    fn default() -> Self {
+        Self(8)
+    }
+}
+
+impl TryFrom<usize> for GroupSize {
+    type Error = Error;
+
+    fn try_from(n: usize) -> Result<Self> {
+        Self::new(n)
+    }
+}
+
+impl From<GroupSize> for usize {
+    fn from(size: GroupSize) -> usize {
+        size.0
+    }
+}
+
+/// The samples of one prompt and what the rewards gave them.
+pub struct Group<P: Policy> {
+    /// The prompt's index in the data set; groups are formed by it, never by text.
+    pub prompt_idx: usize,
+    /// The prompt.
+    pub prompt: Prompt,
+    /// The samples, `[G]`, in the order of their draws.
+    pub completions: Vec<Completion<P>>,
+    /// What each sample was given, `[G]`.
+    pub scores: Vec<Scores>,
+}
+
+impl<P: Policy> Group<P> {
+    /// The weighted rewards, `[G]`.
+    pub fn rewards(&self) -> Vec<f32> {
+        self.scores.iter().map(|scores| scores.total).collect()
+    }
+
+    /// One reward's scores, `[G]`; those of samples it does not apply to are left out.
+    pub fn scores_of(&self, reward: usize) -> Vec<f32> {
+        self.scores.iter().filter_map(|scores| scores.values.get(reward).copied().flatten()).collect()
+    }
+
+    /// Indices of the samples, best reward first; equal rewards keep the order of their draws.
+    pub fn ranking(&self) -> Vec<usize> {
+        let rewards = self.rewards();
+        let mut order: Vec<usize> = (0..rewards.len()).collect();
+        order.sort_by(|&a, &b| rewards[b].total_cmp(&rewards[a]));
+        order
+    }
+}
+
+/// A prompt and its index in the data set.
+pub type IndexedPrompt<'a> = (usize, &'a Prompt);
+
+/// Decides where and when prompts become scored groups: here, on threads, ahead of the learner, from a file.
+pub trait Rollout<P: Policy> {
+    /// One scored group per prompt, in order. Sample `g` of prompt `i` is drawn from `seed.fold(i).fold(g)`.
+    fn collect(&mut self, policy: &P, prompts: &[IndexedPrompt<'_>], seed: Seed) -> Result<Vec<Group<P>>>;
+
+    /// The rewards' names, in the order of a group's scores.
+    fn reward_names(&self) -> Vec<String>;
+
+    /// Seconds that the last `collect` spent in each of its phases, by name.
+    fn phase_times(&self) -> BTreeMap<String, f64> {
+        BTreeMap::new()
+    }
+}
+
+/// Samples and scores in turn, on the caller's thread.
+pub struct GroupSampler<S> {
+    plan: Plan<S>,
+    times: BTreeMap<String, f64>,
+}
+
+/// Scores on a second thread while the next chunk is being sampled; the same groups as [`GroupSampler`].
+///
+/// At most two chunks wait for the scorer, so samples do not pile up where scoring is the slower phase.
+pub struct OverlappedSampler<S> {
+    plan: Plan<S>,
+    times: BTreeMap<String, f64>,
+}
+
+struct Plan<S> {
+    rewards: Arc<RewardSet<S>>,
+    group_size: GroupSize,
+    prompts_per_call: usize,
+}
+
+impl<S> Plan<S> {
+    fn new(rewards: Arc<RewardSet<S>>, group_size: GroupSize, rows_per_call: usize) -> Self {
+        Self { rewards, group_size, prompts_per_call: (rows_per_call / group_size.get()).max(1) }
+    }
+
+    fn reward_names(&self) -> Vec<String> {
+        self.rewards.names().map(String::from).collect()
+    }
+
+    fn sample<P: Policy<Sample = S>>(
+        &self,
+        policy: &P,
+        prompts: &[IndexedPrompt<'_>],
+        seed: Seed,
+    ) -> Result<Vec<Group<P>>> {
+        let draws = 0..self.group_size.get() as u64;
+        let requests: Vec<Request<'_>> = prompts
+            .iter()
+            .flat_map(|&(idx, prompt)| {
+                draws.clone().map(move |draw| Request { prompt, seed: seed.fold(idx as u64).fold(draw) })
+            })
+            .collect();
+        let completions = policy.sample(&requests).map_err(|source| Error::policy("sample", source))?;
+        if completions.len() != requests.len() {
+            let message = format!("returned {} completions for {} requests", completions.len(), requests.len());
+            return Err(Error::policy("sample", message.into()));
+        }
+        let mut completions = completions.into_iter();
+        let group = |&(prompt_idx, prompt): &IndexedPrompt<'_>| Group {
+            prompt_idx,
+            prompt: prompt.clone(),
+            completions: completions.by_ref().take(self.group_size.get()).collect(),
+            scores: Vec::new(),
+        };
+        Ok(prompts.iter().map(group).collect())
+    }
+
+    fn score<P: Policy<Sample = S>>(&self, mut groups: Vec<Group<P>>) -> Result<Vec<Group<P>>> {
+        let batch: Vec<(&Prompt, &S)> = groups
+            .iter()
+            .flat_map(|group| group.completions.iter().map(|completion| (&group.prompt, &completion.sample)))
+            .collect();
+        let mut scores = self.rewards.score(&batch)?.into_iter();
+        for group in &mut groups {
+            group.scores = scores.by_ref().take(group.completions.len()).collect();
+        }
+        Ok(groups)
+    }
+}
+
+impl<S> GroupSampler<S> {
+    /// Groups of `group_size`, at most `rows_per_call` samples at a time (but always whole groups).
+    pub fn new(rewards: impl Into<Arc<RewardSet<S>>>, group_size: GroupSize, rows_per_call: usize) -> Self {
+        Self { plan: Plan::new(rewards.into(), group_size, rows_per_call), times: BTreeMap::new() }
+    }
+}
+
+impl<P: Policy> Rollout<P> for GroupSampler<P::Sample> {
+    fn collect(&mut self, policy: &P, prompts: &[IndexedPrompt<'_>], seed: Seed) -> Result<Vec<Group<P>>> {
+        let mut groups = Vec::with_capacity(prompts.len());
+        let (mut sampling, mut scoring) = (0.0, 0.0);
+        for chunk in prompts.chunks(self.plan.prompts_per_call) {
+            let start = Instant::now();
+            let sampled = self.plan.sample(policy, chunk, seed)?;
+            sampling += start.elapsed().as_secs_f64();
+            let start = Instant::now();
+            groups.extend(self.plan.score(sampled)?);
+            scoring += start.elapsed().as_secs_f64();
+        }
+        self.times = BTreeMap::from([("sample".into(), sampling), ("score".into(), scoring)]);
+        Ok(groups)
+    }
+
+    fn reward_names(&self) -> Vec<String> {
+        self.plan.reward_names()
+    }
+
+    fn phase_times(&self) -> BTreeMap<String, f64> {
+        self.times.clone()
+    }
+}
+
+impl<S> OverlappedSampler<S> {
+    /// Groups of `group_size`, at most `rows_per_call` samples at a time (but always whole groups).
+    pub fn new(rewards: impl Into<Arc<RewardSet<S>>>, group_size: GroupSize, rows_per_call: usize) -> Self {
+        Self { plan: Plan::new(rewards.into(), group_size, rows_per_call), times: BTreeMap::new() }
+    }
+}
+
+impl<P: Policy> Rollout<P> for OverlappedSampler<P::Sample> {
+    fn collect(&mut self, policy: &P, prompts: &[IndexedPrompt<'_>], seed: Seed) -> Result<Vec<Group<P>>> {
+        let plan = &self.plan;
+        let mut sampling = 0.0;
+        let scored = std::thread::scope(|scope| {
+            let (to_scorer, chunks) = crossbeam_channel::bounded::<Vec<Group<P>>>(2);
+            let scorer = scope.spawn(move || -> Result<(Vec<Group<P>>, f64)> {
+                let (mut groups, mut scoring) = (Vec::new(), 0.0);
+                for chunk in chunks {
+                    let start = Instant::now();
+                    groups.extend(plan.score(chunk)?);
+                    scoring += start.elapsed().as_secs_f64();
+                }
+                Ok((groups, scoring))
+            });
+            for chunk in prompts.chunks(plan.prompts_per_call) {
+                let start = Instant::now();
+                let sampled = plan.sample(policy, chunk, seed)?;
+                sampling += start.elapsed().as_secs_f64();
+                // The scorer hangs up only on an error, which its result carries.
+                if to_scorer.send(sampled).is_err() {
+                    break;
+                }
+            }
+            drop(to_scorer);
+            scorer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        let (groups, scoring) = scored?;
+        self.times = BTreeMap::from([("sample".into(), sampling), ("score".into(), scoring)]);
+        Ok(groups)
+    }
+
+    fn reward_names(&self) -> Vec<String> {
+        self.plan.reward_names()
+    }
+
+    fn phase_times(&self) -> BTreeMap<String, f64> {
+        self.times.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reward_fn;
+    use crate::testing::ToyPolicy;
+
+    fn rewards() -> RewardSet<String> {
+        let vowels = reward_fn("vowels", |_: &Prompt, text: &String| {
+            Ok(text.chars().filter(|c| "aeiou".contains(*c)).count() as f32)
+        });
+        RewardSet::new().with(vowels, 1.0).unwrap()
+    }
+
+    fn texts(rollout: &mut dyn Rollout<ToyPolicy>) -> Vec<(usize, Vec<String>, Vec<f32>)> {
+        let policy = ToyPolicy::new(6, 4).unwrap();
+        let prompts: Vec<Prompt> = (0..5).map(|i| Prompt::new(format!("prompt {i}"))).collect();
+        let batch: Vec<IndexedPrompt<'_>> = prompts.iter().enumerate().collect();
+        let groups = rollout.collect(&policy, &batch, Seed::new(1)).unwrap();
+        let row = |group: Group<ToyPolicy>| {
+            let rewards = group.rewards();
+            (group.prompt_idx, group.completions.into_iter().map(|c| c.sample).collect(), rewards)
+        };
+        groups.into_iter().map(row).collect()
+    }
+
+    #[test]
+    fn neither_chunks_nor_threads_change_the_groups() {
+        let size = GroupSize::new(3).unwrap();
+        let whole = texts(&mut GroupSampler::new(rewards(), size, 100));
+        assert_eq!(whole, texts(&mut GroupSampler::new(rewards(), size, 1)));
+        assert_eq!(whole, texts(&mut OverlappedSampler::new(rewards(), size, 4)));
+    }
+
+    #[test]
+    fn a_failing_reward_stops_the_overlapped_rollout_with_its_name() {
+        let failing = reward_fn("broken", |_: &Prompt, _: &String| Err("the model is gone".into()));
+        let rewards = RewardSet::new().with(failing, 1.0).unwrap();
+        let policy = ToyPolicy::new(6, 4).unwrap();
+        let prompt = Prompt::new("any");
+        let batch: Vec<IndexedPrompt<'_>> = (0..20).map(|i| (i, &prompt)).collect();
+        let mut rollout = OverlappedSampler::new(rewards, GroupSize::new(2).unwrap(), 2);
+        let error = rollout.collect(&policy, &batch, Seed::new(1)).err().unwrap().to_string();
+        assert_eq!(error, "reward `broken`: the model is gone");
+    }
+
+    #[test]
+    fn a_group_of_one_is_refused_while_parsing() {
+        let error = serde_json::from_str::<GroupSize>("1").unwrap_err().to_string();
+        assert_eq!(error, "group_size is 1; a group needs at least 2");
+    }
+}

@@ -1,0 +1,113 @@
+//! A run is a folder: everything a reader or a resumed run needs is in it.
+//!
+//! `{root}/{name}/{seed}/` holds `config.toml`, `meta.json`, `metrics.jsonl`, the event files, `samples/` and
+//! `checkpoints/`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::checkpoint::{Checkpoints, write_synced};
+use crate::{Error, Result};
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// A new folder `{root}/{name}/{seed}`; a folder that already holds a run is an error.
+    pub fn create(root: &Path, name: &str, seed: u64) -> Result<Self> {
+        let run = Self { path: root.join(name).join(seed.to_string()) };
+        if run.metrics().exists() {
+            let remedy = "pass --resume to go on with it, or choose another folder with --out";
+            return Err(Error::file(&run.path, format!("the folder already holds a run; {remedy}")));
+        }
+        run.make()
+    }
+
+    /// The first of `{root}/{name}`, `{root}/{name}-2`, … that holds no run of this seed.
+    pub fn fresh(root: &Path, name: &str, seed: u64) -> Result<Self> {
+        let mut run = Self { path: root.join(name).join(seed.to_string()) };
+        let mut n = 1;
+        while run.metrics().exists() {
+            n += 1;
+            run.path = root.join(format!("{name}-{n}")).join(seed.to_string());
+        }
+        run.make()
+    }
+
+    /// The folder of a run that was broken off.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let run = Self { path: path.into() };
+        if !run.metrics().exists() {
+            return Err(Error::file(&run.path, "the folder holds no run (no metrics.jsonl); start without --resume"));
+        }
+        Ok(run)
+    }
+
+    fn make(self) -> Result<Self> {
+        fs::create_dir_all(&self.path).map_err(|error| Error::file(&self.path, error))?;
+        Ok(self)
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// One JSON object a step.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Where logged samples go.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples")
+    }
+
+    /// The run's checkpoints, of which the last `keep` are kept.
+    pub fn checkpoints(&self, keep: usize) -> Checkpoints {
+        Checkpoints::new(self.path.join("checkpoints"), keep)
+    }
+
+    /// Writes the resolved configuration and where it ran.
+    pub fn describe(&self, config_toml: &str, seed: u64) -> Result<()> {
+        write_synced(&self.path.join("config.toml"), config_toml.as_bytes())?;
+        let text = format!("{:#}\n", meta(seed));
+        write_synced(&self.path.join("meta.json"), text.as_bytes())
+    }
+}
+
+fn meta(seed: u64) -> Value {
+    let commit = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().ok();
+    let commit = commit.filter(|output| output.status.success());
+    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string());
+    json!({
+        "grpo": env!("CARGO_PKG_VERSION"),
+        "commit": commit,
+        "command": std::env::args().collect::<Vec<_>>(),
+        "seed": seed,
+        "os": std::env::consts::OS,
+        "arch": std::env::consts::ARCH,
+        "threads": std::thread::available_parallelism().map_or(1, usize::from),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_with_a_run_is_not_overwritten() {
+        let root = tempfile::tempdir().unwrap();
+        let run = RunFolder::create(root.path(), "a", 0).unwrap();
+        fs::write(run.metrics(), "").unwrap();
+        let error = RunFolder::create(root.path(), "a", 0).unwrap_err().to_string();
+        assert!(error.contains("already holds a run") && error.contains("--resume"), "{error}");
+        assert!(RunFolder::create(root.path(), "a", 1).is_ok(), "another seed is another run");
+        assert!(RunFolder::fresh(root.path(), "a", 0).unwrap().path().ends_with("a-2/0"));
+    }
+}

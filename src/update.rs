@@ -1,0 +1,195 @@
+//! One batch of scored samples becomes one or several optimiser steps.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::loss::{LossParts, Targets, loss, padded, token_weights};
+use crate::observe::Metrics;
+use crate::{AdamW, BoxError, Error, Gradients, Group, LogProbs, Objective, Policy, Prompt, Result, Scoring};
+
+/// One sample of the batch: what is replayed and how good it was.
+pub(crate) struct Row<'a, P: Policy> {
+    prompt: &'a Prompt,
+    trace: &'a P::Trace,
+    sampled: &'a [f32],
+    advantage: f32,
+}
+
+impl<'a, P: Policy> Row<'a, P> {
+    /// The samples of all groups in order.
+    pub(crate) fn of(groups: &'a [Group<P>], advantages: &[Vec<f32>]) -> Vec<Self> {
+        let rows = groups.iter().zip(advantages).flat_map(|(group, advantages)| {
+            group.completions.iter().zip(advantages).map(|(completion, &advantage)| Row {
+                prompt: &group.prompt,
+                trace: &completion.trace,
+                sampled: &completion.log_probs,
+                advantage,
+            })
+        });
+        rows.collect()
+    }
+}
+
+/// What an update needs beside the rows.
+pub(crate) struct Update<'a, P: Policy> {
+    pub(crate) objective: &'a Objective,
+    pub(crate) rows_per_backward: usize,
+    pub(crate) policy: &'a P,
+    pub(crate) reference: Option<&'a P>,
+}
+
+/// Sums over the batch that become metrics.
+#[derive(Default)]
+struct Totals {
+    loss: f64,
+    parts: LossParts,
+    entropy: f64,
+    difference: f64,
+    max_difference: f64,
+    n_choices: f64,
+}
+
+impl<P: Policy> Update<'_, P> {
+    /// `objective.n_epochs` optimiser steps; returns the metrics of the last one and the times of all.
+    pub(crate) fn apply(&self, rows: &[Row<'_, P>], optimizer: &mut AdamW, rate: f64) -> Result<Metrics> {
+        let start = Instant::now();
+        let reference = match self.reference.filter(|_| self.objective.kl_weight > 0.0) {
+            Some(reference) => Some(self.score(reference, rows)?),
+            None => None,
+        };
+        let reference_s = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let old = match self.policy.scoring() {
+            Scoring::Exact => rows.iter().map(|row| row.sampled.to_vec()).collect(),
+            Scoring::Conditional => self.score(self.policy, rows)?,
+        };
+        let mut metrics = Metrics::new();
+        for epoch in 0..self.objective.n_epochs {
+            let (gradients, totals) = self.gradients(rows, &old, reference.as_deref())?;
+            let norm = optimizer.step(&gradients, rate)?;
+            if epoch == 0 {
+                // Later epochs have moved: only the first compares sampler and scorer on equal weights.
+                let mean = totals.difference / totals.n_choices.max(1.0);
+                metrics.insert("sampling/sampling_logp_difference/mean".into(), mean);
+                metrics.insert("sampling/sampling_logp_difference/max".into(), totals.max_difference);
+            }
+            metrics.insert("grad_norm".into(), norm);
+            self.record(&totals, &mut metrics);
+        }
+        metrics.insert("learning_rate".into(), rate);
+        metrics.insert("time/reference_s".into(), reference_s);
+        metrics.insert("time/update_s".into(), start.elapsed().as_secs_f64());
+        Ok(metrics)
+    }
+
+    fn record(&self, totals: &Totals, metrics: &mut Metrics) {
+        metrics.insert("loss".into(), totals.loss);
+        metrics.insert("entropy".into(), totals.entropy / totals.n_choices.max(1.0));
+        metrics.insert("clip_ratio/low_mean".into(), totals.parts.clipped_low);
+        metrics.insert("clip_ratio/high_mean".into(), totals.parts.clipped_high);
+        metrics.insert("clip_ratio/region_mean".into(), totals.parts.clipped_low + totals.parts.clipped_high);
+        if self.objective.kl_weight > 0.0 {
+            metrics.insert("kl".into(), totals.parts.kl);
+        }
+    }
+
+    fn gradients(
+        &self,
+        rows: &[Row<'_, P>],
+        old: &[Vec<f32>],
+        reference: Option<&[Vec<f32>]>,
+    ) -> Result<(Gradients, Totals)> {
+        let lengths: Vec<usize> = old.iter().map(Vec::len).collect();
+        let weights = token_weights(&lengths, self.objective.aggregation);
+        let (mut gradients, mut totals) = (Gradients::new(), Totals::default());
+        for start in (0..rows.len()).step_by(self.rows_per_backward) {
+            let range = start..(start + self.rows_per_backward).min(rows.len());
+            let part = &rows[range.clone()];
+            let log_probs = log_probs(self.policy, part)?;
+            let advantages: Vec<f32> = part.iter().map(|row| row.advantage).collect();
+            let targets = self.targets(
+                &log_probs,
+                &old[range.clone()],
+                reference.map(|rows| &rows[range.clone()]),
+                &advantages,
+                &weights[range.clone()],
+            )?;
+            let loss = loss(log_probs.values(), &targets, self.objective)?;
+            self.policy
+                .backward(&log_probs, &loss.gradient, &mut gradients)
+                .map_err(|source| Error::policy("backward", source))?;
+            totals.loss += loss.value;
+            totals.parts += loss.parts;
+            totals.add(&log_probs, part)?;
+        }
+        Ok((gradients, totals))
+    }
+
+    fn targets(
+        &self,
+        log_probs: &LogProbs,
+        old: &[Vec<f32>],
+        reference: Option<&[Vec<f32>]>,
+        advantages: &[f32],
+        weights: &[f32],
+    ) -> Result<Targets> {
+        let (n_rows, width) = log_probs.values().dims2()?;
+        let device = log_probs.values().device();
+        let tensor = |rows: &[Vec<f32>]| -> Result<Tensor> {
+            let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+            if rows.len() != n_rows || longest != width {
+                let (got, expected) = (vec![n_rows, width], vec![rows.len(), longest]);
+                return Err(Error::Shape { what: "the replayed log-probs", got, expected });
+            }
+            padded(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), width, device)
+        };
+        let weights = Tensor::from_slice(weights, (n_rows, 1), device)?;
+        Ok(Targets {
+            old: tensor(old)?,
+            reference: reference.map(tensor).transpose()?,
+            advantages: Tensor::from_slice(advantages, (n_rows, 1), device)?,
+            weights: log_probs.mask().broadcast_mul(&weights)?,
+        })
+    }
+
+    /// Log-probs of every row's choices under `policy`, without a gradient, `[rows][T]`.
+    fn score(&self, policy: &P, rows: &[Row<'_, P>]) -> Result<Vec<Vec<f32>>> {
+        let mut scored = Vec::with_capacity(rows.len());
+        for part in rows.chunks(self.rows_per_backward) {
+            let values = log_probs(policy, part)?.rows()?;
+            let row = |(row, mut values): (&Row<'_, P>, Vec<f32>)| {
+                values.truncate(row.sampled.len());
+                values
+            };
+            scored.extend(part.iter().zip(values).map(row));
+        }
+        Ok(scored)
+    }
+}
+
+fn log_probs<P: Policy>(policy: &P, rows: &[Row<'_, P>]) -> Result<LogProbs> {
+    let batch: Vec<(&Prompt, &P::Trace)> = rows.iter().map(|row| (row.prompt, row.trace)).collect();
+    policy.log_probs(&batch).map_err(|source: BoxError| Error::policy("log_probs", source))
+}
+
+impl Totals {
+    fn add<P: Policy>(&mut self, log_probs: &LogProbs, rows: &[Row<'_, P>]) -> Result<()> {
+        let sum = |tensor: &Tensor| -> Result<f64> {
+            Ok(f64::from((tensor * log_probs.mask())?.sum_all()?.to_scalar::<f32>()?))
+        };
+        if let Some(entropy) = log_probs.entropy() {
+            self.entropy += sum(&entropy.to_dtype(DType::F32)?)?;
+        }
+        let (_, width) = log_probs.values().dims2()?;
+        let sampled: Vec<&[f32]> = rows.iter().map(|row| &row.sampled[..row.sampled.len().min(width)]).collect();
+        let sampled = padded(&sampled, width, &Device::Cpu)?.to_device(log_probs.values().device())?;
+        let difference = ((log_probs.values().detach() - sampled)?.abs()? * log_probs.mask())?;
+        self.difference += sum(&difference)?;
+        if difference.elem_count() > 0 {
+            self.max_difference = self.max_difference.max(f64::from(difference.max_all()?.to_scalar::<f32>()?));
+        }
+        self.n_choices += f64::from(log_probs.mask().sum_all()?.to_scalar::<f32>()?);
+        Ok(())
+    }
+}
