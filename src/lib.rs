@@ -1,8 +1,40 @@
-//! Group Relative Policy Optimization.
+//! Group Relative Policy Optimization (GRPO; Shao et al., 2024, arXiv 2402.03300).
+//!
+//! For each prompt a [`Policy`] draws a group of samples, [`Reward`]s score them, [`advantages`] normalise the scores
+//! within the group, and [`loss`] raises the likelihood of the better ones with a clipped ratio, held near a frozen
+//! reference by [`kl::k3`]. [`Trainer`] is the loop; a [`Rollout`] decides where and when samples are drawn and scored.
+//!
+//! ```
+//! use grpo::testing::ToyPolicy;
+//! use grpo::{GroupSampler, OptimConfig, Prompt, RewardSet, TrainConfig, Trainer, reward_fn};
+//!
+//! let config = TrainConfig { n_steps: 20, optim: OptimConfig { lr: 0.2, ..Default::default() }, ..Default::default() };
+//! let policy = ToyPolicy::new(5, 3)?; // words of three letters out of five
+//! let reference = policy.copy()?;
+//!
+//! let letter_a = reward_fn("letter_a", |_prompt, text: &String| Ok(text.matches('a').count() as f32));
+//! let rewards = RewardSet::new().with(letter_a, 1.0)?;
+//! let rollout = GroupSampler::new(rewards, config.rollout.group_size, config.rollout.rows_per_call);
+//! let prompts = (0..8).map(|i| Prompt::new(format!("prompt {i}"))).collect();
+//!
+//! let mut trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts)?;
+//! trainer.run()?;
+//! assert!(grpo::testing::probability_of(trainer.policy(), 0, 0)? > 0.5); // it began at 0.2
+//! # Ok::<(), grpo::Error>(())
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`Prompt`], [`Policy`], [`Reward`], [`Rollout`] | the vocabulary: one trait or noun a file |
+//! | [`advantages`], [`loss`], [`kl`] | pure functions, paper and equation in the head |
+//! | [`Trainer`], [`AdamW`], [`Checkpoint`] | the loop, the optimiser, exact resume |
+//! | [`observe`], [`tensorboard`], [`panel`](fn@panel), [`chart`] | where numbers and pictures go |
+//! | [`testing`] | a toy policy whose every probability is known |
 
 #![forbid(unsafe_code)]
 
 mod advantage;
+pub mod chart;
 mod checkpoint;
 mod error;
 pub mod kl;
@@ -29,11 +61,21 @@ pub use error::{BoxError, Error, Result};
 pub use loss::{Aggregation, Objective};
 pub use observe::Observer;
 pub use optim::{AdamW, OptimConfig, Schedule};
-pub use panel::panel;
+pub use panel::{before_after, panel};
 pub use policy::{Completion, Gradients, LogProbs, Params, Policy, Request, Sample, Scoring};
 pub use prompt::Prompt;
 pub use reward::{Reward, RewardFn, RewardSet, Scores, reward_fn};
 pub use rollout::{Group, GroupSampler, GroupSize, IndexedPrompt, OverlappedSampler, Rollout};
 pub use run_folder::RunFolder;
 pub use seed::{Draws, Seed};
-pub use trainer::{LogConfig, RolloutConfig, TrainConfig, Trainer};
+pub use trainer::{LogConfig, RolloutConfig, TrainConfig, Trainer, held_out_seed};
+
+/// The README's and the guides' code blocks are compiled with the documentation's tests.
+#[cfg(doctest)]
+mod readme {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("docs/add_a_reward.md")]
+    struct AddAReward;
+}

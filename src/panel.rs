@@ -2,11 +2,15 @@
 //!
 //! One group a row under its prompt, best reward first, each image captioned with its scores and its advantage.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use font8x8::UnicodeFonts;
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
+use serde_json::Value;
 
-use crate::{Group, Policy, Sample};
+use crate::{Error, Group, Policy, Result, RunFolder, Sample};
 
 const LETTER: u32 = 8;
 const LINE: u32 = 10;
@@ -107,6 +111,67 @@ fn write(canvas: &mut RgbImage, left: u32, top: u32, text: &str, colour: Rgb<u8>
             }
         }
     }
+}
+
+/// The held-out samples of a run before training and now, side by side, for `n_prompts` prompts spread over the set.
+///
+/// Read from the run's `samples/`, so that a resumed run has its picture too; an error where there are none.
+pub fn before_after(run: &RunFolder, n_prompts: usize) -> Result<RgbImage> {
+    let folder = run.samples();
+    let entries = fs::read_dir(&folder).map_err(|error| Error::file(&folder, error))?;
+    let held_out = |entry: fs::DirEntry| {
+        let path = entry.path();
+        let name = path.file_name()?.to_str()?.to_string();
+        name.strip_prefix("held_out-").map(|_| path.clone())
+    };
+    let mut steps: Vec<PathBuf> = entries.filter_map(|entry| entry.ok()).filter_map(held_out).collect();
+    steps.sort();
+    let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
+        return Err(Error::file(&folder, "there are no held-out samples; give the trainer prompts with hold_out"));
+    };
+    let (before, after) = (saved(first)?, saved(last)?);
+    let rows: Vec<(&String, &Vec<Saved>, &Vec<Saved>)> = before
+        .iter()
+        .filter_map(|(prompt, before)| after.iter().find(|(other, _)| other == prompt).map(|(_, after)| (prompt, before, after)))
+        .collect();
+    let step = rows.len().div_ceil(n_prompts.max(1)).max(1);
+    let drawn: Vec<(String, Vec<Cell<'_>>)> = rows
+        .into_iter()
+        .step_by(step)
+        .map(|(prompt, before, after)| {
+            let samples = before.iter().chain(after);
+            let cells = samples.map(|sample| Cell { picture: &sample.picture, caption: sample.caption.iter().map(|line| (line.clone(), INK)).collect() });
+            (format!("{prompt}   (left: before, right: after)"), cells.collect())
+        })
+        .collect();
+    Ok(draw(&drawn))
+}
+
+/// A sample read back from a run's folder.
+struct Saved {
+    picture: RgbImage,
+    caption: Vec<String>,
+}
+
+/// The samples of one folder by prompt, in the order of the file.
+fn saved(folder: &Path) -> Result<Vec<(String, Vec<Saved>)>> {
+    let path = folder.join("samples.jsonl");
+    let text = fs::read_to_string(&path).map_err(|error| Error::file(&path, error))?;
+    let mut prompts: Vec<(String, Vec<Saved>)> = Vec::new();
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).map_err(|error| Error::file(&path, error))?;
+        let (Some(prompt), Some(file)) = (line["prompt"].as_str(), line["image"].as_str()) else { continue };
+        let picture = image::open(folder.join(file)).map_err(|error| Error::file(folder.join(file), error))?.to_rgb8();
+        let scores = line["rewards"].as_object().into_iter().flatten();
+        let caption: Vec<String> =
+            scores.filter_map(|(name, score)| score.as_f64().map(|score| format!("{name} {score:.2}"))).collect();
+        let sample = Saved { picture, caption };
+        match prompts.last_mut().filter(|(last, _)| last == prompt) {
+            Some((_, samples)) => samples.push(sample),
+            None => prompts.push((prompt.into(), vec![sample])),
+        }
+    }
+    Ok(prompts)
 }
 
 #[cfg(test)]

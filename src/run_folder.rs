@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::checkpoint::{Checkpoints, write_synced};
-use crate::{Error, Result};
+use crate::{Error, Result, before_after, chart};
 
 /// The folder of one run.
 #[derive(Clone, Debug)]
@@ -71,6 +71,20 @@ impl RunFolder {
     /// The run's checkpoints, of which the last `keep` are kept.
     pub fn checkpoints(&self, keep: usize) -> Checkpoints {
         Checkpoints::new(self.path.join("checkpoints"), keep)
+    }
+
+    /// Draws `curves.svg` of these metrics and, where there are held-out images, `before_after.png`; returns their paths.
+    pub fn draw_pictures(&self, metrics: &[&str]) -> Result<Vec<PathBuf>> {
+        let curves = self.path.join("curves.svg");
+        let svg = chart::chart(&chart::curves(self)?, metrics);
+        fs::write(&curves, svg).map_err(|error| Error::file(&curves, error))?;
+        let mut drawn = vec![curves];
+        if let Ok(picture) = before_after(self, 6) {
+            let path = self.path.join("before_after.png");
+            picture.save(&path).map_err(|error| Error::file(&path, error))?;
+            drawn.push(path);
+        }
+        Ok(drawn)
     }
 
     /// Writes the resolved configuration and where it ran.

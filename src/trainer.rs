@@ -83,6 +83,11 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
+    /// The configuration as TOML, for the run's folder.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::config(error.to_string()))
+    }
+
     /// Refuses values that cannot be meant.
     pub fn check(&self) -> Result<()> {
         let rollout = &self.rollout;
@@ -299,8 +304,7 @@ impl<P: Policy> Trainer<P> {
         let Some(held_out) = &mut self.held_out else { return Ok(()) };
         let start = Instant::now();
         let prompts: Vec<IndexedPrompt<'_>> = held_out.prompts.iter().enumerate().collect();
-        // The seed is not the run's: runs with other seeds are compared on the same draws.
-        let groups = held_out.sampler.collect(&self.policy, &prompts, Seed::new(0).named("held_out"))?;
+        let groups = held_out.sampler.collect(&self.policy, &prompts, held_out_seed())?;
         let names = Rollout::<P>::reward_names(&held_out.sampler);
         let mut metrics = crate::metrics::held_out_metrics(&groups, &names);
         metrics.insert("time/held_out_s".into(), start.elapsed().as_secs_f64());
@@ -327,6 +331,11 @@ impl<P: Policy> Trainer<P> {
     pub fn into_policy(self) -> P {
         self.policy
     }
+}
+
+/// The node from which held-out samples are drawn: not the run's, so that runs of other seeds are compared on the same draws.
+pub fn held_out_seed() -> Seed {
+    Seed::new(0).named("held_out")
 }
 
 /// The prompts of a step: each epoch is a permutation of its own, cut into whole steps.

@@ -44,7 +44,7 @@ pub(crate) struct Update<'a, P: Policy> {
 struct Totals {
     loss: f64,
     parts: LossParts,
-    entropy: f64,
+    entropy: Option<f64>,
     difference: f64,
     max_difference: f64,
     n_choices: f64,
@@ -85,7 +85,9 @@ impl<P: Policy> Update<'_, P> {
 
     fn record(&self, totals: &Totals, metrics: &mut Metrics) {
         metrics.insert("loss".into(), totals.loss);
-        metrics.insert("entropy".into(), totals.entropy / totals.n_choices.max(1.0));
+        if let Some(entropy) = totals.entropy {
+            metrics.insert("entropy".into(), entropy / totals.n_choices.max(1.0));
+        }
         metrics.insert("clip_ratio/low_mean".into(), totals.parts.clipped_low);
         metrics.insert("clip_ratio/high_mean".into(), totals.parts.clipped_high);
         metrics.insert("clip_ratio/region_mean".into(), totals.parts.clipped_low + totals.parts.clipped_high);
@@ -179,7 +181,7 @@ impl Totals {
             Ok(f64::from((tensor * log_probs.mask())?.sum_all()?.to_scalar::<f32>()?))
         };
         if let Some(entropy) = log_probs.entropy() {
-            self.entropy += sum(&entropy.to_dtype(DType::F32)?)?;
+            *self.entropy.get_or_insert(0.0) += sum(&entropy.to_dtype(DType::F32)?)?;
         }
         let (_, width) = log_probs.values().dims2()?;
         let sampled: Vec<&[f32]> = rows.iter().map(|row| &row.sampled[..row.sampled.len().min(width)]).collect();

@@ -1,0 +1,80 @@
+//! `grpo train`: GRPO from a TOML file.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use grpo::{RunFolder, Trainer};
+use grpo_policies::safetensors_file::Precision;
+use grpo_policies::simplear::SimpleAr;
+
+use super::{ConfigArgs, PolicyArgs, tell};
+use crate::config::{self, TrainFile};
+use crate::failure::{Failure, Outcome};
+use crate::parts;
+
+/// Train a policy with GRPO and record the run in a folder: curves, panels of samples, checkpoints.
+#[derive(Args)]
+pub struct Train {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Where runs go: the run's folder is DIR/{name}/{seed}.
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    out: PathBuf,
+    /// Go on with the run in that folder.
+    #[arg(long)]
+    resume: bool,
+    /// Check the configuration and load every part, then stop.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Train {
+    /// Runs it.
+    pub fn run(self) -> Outcome<()> {
+        let file: TrainFile = config::read(&self.config.config, &self.config.changes)?;
+        file.train_config().check()?;
+        file.law.check_trainable()?;
+        let resolved = toml::to_string(&file).map_err(|error| Failure::from(anyhow::Error::from(error)))?;
+        let trainer = self.trainer(&file)?;
+        if self.dry_run {
+            tell(&format!("{} trainable parameters; nothing was run", grpo::Policy::params(trainer.policy()).n_elements()));
+            return Ok(());
+        }
+        let run = match self.resume {
+            true => RunFolder::open(self.out.join(&file.name).join(file.seed.to_string()))?,
+            false => RunFolder::create(&self.out, &file.name, file.seed)?,
+        };
+        let mut trainer = trainer.record_in(&run, &resolved)?;
+        trainer.run()?;
+        finish(&run, trainer.policy())
+    }
+
+    fn trainer(&self, file: &TrainFile) -> Outcome<Trainer<SimpleAr>> {
+        let device = parts::device(&self.policy.device)?;
+        let policy = parts::policy(file.policy, self.policy.policy.as_deref(), &device)?.with_law(file.law.clone())?;
+        let reference = (file.objective.kl_weight > 0.0).then(|| policy.frozen()).transpose()?;
+        let config = file.train_config();
+        let rollout = parts::rollout(parts::rewards(&file.rewards)?, &config);
+        let (prompts, held_out) = parts::shapes_prompts()?;
+        let trainer = Trainer::new(config, policy, reference, rollout, prompts)?;
+        if file.held_out.rewards.is_empty() {
+            return Ok(trainer);
+        }
+        Ok(trainer.hold_out(held_out, parts::rewards(&file.held_out.rewards)?, file.held_out.samples_per_prompt))
+    }
+}
+
+/// Saves the trained policy and the pictures, and says where everything is.
+fn finish(run: &RunFolder, policy: &SimpleAr) -> Outcome<()> {
+    let folder = run.path().join("policy");
+    policy.save(&folder, Precision::F32)?;
+    tell(&format!("run folder   {}", run.path().display()));
+    tell(&format!("policy       {}", folder.display()));
+    for picture in run.draw_pictures(&["reward", "held_out/clip/mean", "held_out/geneval/mean", "kl"])? {
+        tell(&format!("picture      {}", picture.display()));
+    }
+    tell(&format!("TensorBoard  tensorboard --logdir {}", run.path().display()));
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! The one place where names become parts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use grpo::{GroupSampler, OverlappedSampler, Prompt, RewardSet, Rollout, TrainConfig};
+use grpo_policies::simplear::{SimpleAr, Stage};
+use grpo_rewards::clip::ClipReward;
+use grpo_rewards::geneval::{GenEval, Metadata};
+use grpo_rewards::shapes::{self, ShapesDetector};
+use grpo_rewards::{Brightness, JpegCompressibility};
+use image::RgbImage;
+
+use crate::config::{PolicySource, RewardSource};
+use crate::failure::{Failure, Outcome};
+
+/// The device of `--device`: `cpu`, `cuda` or `cuda:N`.
+pub fn device(name: &str) -> Outcome<Device> {
+    let ordinal = match name {
+        "cpu" => return Ok(Device::Cpu),
+        "cuda" => Some(0),
+        other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()),
+    };
+    let Some(ordinal) = ordinal else {
+        return Err(Failure::user(format!("--device {name}: give cpu, cuda or cuda:N")));
+    };
+    if !cfg!(feature = "cuda") {
+        return Err(Failure::user(format!("--device {name}: this build has no CUDA; build with --features cuda")));
+    }
+    Device::new_cuda(ordinal).map_err(|error| Failure::user(format!("--device {name}: {error}; see nvidia-smi for the devices there are")))
+}
+
+/// A policy from its source; `folder` is that of `--policy`.
+pub fn policy(source: PolicySource, folder: Option<&Path>, device: &Device) -> Outcome<SimpleAr> {
+    match (source, folder) {
+        (PolicySource::ShapesSft, None) => Ok(SimpleAr::shapes(Stage::Sft, device)?),
+        (PolicySource::ShapesPretrained, None) => Ok(SimpleAr::shapes(Stage::Pretrained, device)?),
+        // A folder given by flag stands in for the embedded miniature, at its image size.
+        (PolicySource::ShapesSft | PolicySource::ShapesPretrained, Some(folder)) => Ok(SimpleAr::load(folder, 64, 64, device)?),
+        (PolicySource::Folder { height, width }, Some(folder)) => Ok(SimpleAr::load(folder, height, width, device)?),
+        (PolicySource::Folder { .. }, None) => Err(Failure::user("policy.folder needs --policy DIR, the checkpoint's folder")),
+    }
+}
+
+/// The same tensors on another device.
+pub fn on_device(tensors: BTreeMap<String, Tensor>, device: &Device) -> Outcome<BTreeMap<String, Tensor>> {
+    let moved = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?)));
+    Ok(moved.collect::<grpo::Result<_>>()?)
+}
+
+/// A mix of rewards for images.
+pub fn rewards(sources: &[RewardSource]) -> Outcome<RewardSet<RgbImage>> {
+    let mut set = RewardSet::new();
+    for source in sources {
+        set = match source {
+            RewardSource::Clip(w) => set.with(ClipReward::tiny()?, w.weight),
+            RewardSource::Hps(w) => set.with(ClipReward::tiny_hps()?, w.weight),
+            RewardSource::Geneval(w) => set.with(GenEval::new(ShapesDetector::new()), w.weight),
+            RewardSource::Brightness(w) => set.with(Brightness, w.weight),
+            RewardSource::Compressibility(w) => set.with(JpegCompressibility, w.weight),
+        }?;
+    }
+    if set.is_empty() {
+        return Err(Failure::user("rewards is empty; name at least one, such as rewards = [{ clip = { weight = 1.0 } }]"));
+    }
+    Ok(set)
+}
+
+/// The rollout that a configuration asks for.
+pub fn rollout(rewards: RewardSet<RgbImage>, config: &TrainConfig) -> Box<dyn Rollout<SimpleAr>> {
+    let (size, rows) = (config.rollout.group_size, config.rollout.rows_per_call);
+    let rewards = Arc::new(rewards);
+    match config.rollout.overlap {
+        true => Box::new(OverlappedSampler::new(rewards, size, rows)),
+        false => Box::new(GroupSampler::new(rewards, size, rows)),
+    }
+}
+
+/// Prompts of the Shapes world.
+pub fn prompts(metadata: &[Metadata]) -> Outcome<Vec<Prompt>> {
+    Ok(metadata.iter().map(Metadata::to_prompt).collect::<grpo::Result<_>>()?)
+}
+
+/// The Shapes world's prompts for training and those held out.
+pub fn shapes_prompts() -> Outcome<(Vec<Prompt>, Vec<Prompt>)> {
+    Ok((prompts(&shapes::train_prompts())?, prompts(&shapes::held_out_prompts())?))
+}

@@ -1,0 +1,282 @@
+//! The sizes of a decoder, under the names of a Hugging Face `config.json`.
+
+use serde::{Deserialize, Serialize};
+
+use grpo::{Error, Result};
+
+/// Longest table of rotary angles that is made without being asked for; 32,768 positions of 64 are 8 MB.
+const MOST_POSITIONS: usize = 1 << 20;
+
+/// The sizes of a Qwen2.5-shaped decoder: the tiny one and the 1.5B one differ in nothing else.
+///
+/// Read from a Hugging Face `config.json`, whose other keys are ignored. The default is the miniature.
+///
+/// ```
+/// use grpo_policies::decoder::DecoderConfig;
+/// let config = DecoderConfig { vocab_size: 300, ..DecoderConfig::default() };
+/// config.check()?;
+/// assert_eq!(config.head_dim(), 32);
+/// # Ok::<(), grpo::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecoderConfig {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated layer.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key-value heads, each shared by a group of query heads.
+    pub num_key_value_heads: usize,
+    /// Longest row.
+    #[serde(default = "default_positions")]
+    pub max_position_embeddings: usize,
+    /// Added to the mean of squares.
+    #[serde(default = "default_eps")]
+    pub rms_norm_eps: f64,
+    /// Base of the rotary wavelengths.
+    #[serde(default = "default_theta")]
+    pub rope_theta: f64,
+    /// Whether the head is the embedding.
+    #[serde(default = "default_tied")]
+    pub tie_word_embeddings: bool,
+}
+
+fn default_positions() -> usize {
+    32_768
+}
+
+fn default_eps() -> f64 {
+    1e-6
+}
+
+fn default_theta() -> f64 {
+    1e6
+}
+
+fn default_tied() -> bool {
+    true
+}
+
+impl Default for DecoderConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 1_100,
+            hidden_size: 128,
+            intermediate_size: 384,
+            num_hidden_layers: 6,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            max_position_embeddings: 512,
+            rms_norm_eps: default_eps(),
+            rope_theta: default_theta(),
+            tie_word_embeddings: default_tied(),
+        }
+    }
+}
+
+/// Keys of a `config.json` that would change the arithmetic and so may not be ignored.
+#[derive(Deserialize)]
+struct Arithmetic {
+    #[serde(default)]
+    hidden_act: Option<String>,
+    #[serde(default)]
+    head_dim: Option<usize>,
+    #[serde(default)]
+    use_sliding_window: bool,
+    #[serde(default)]
+    rope_scaling: Option<serde_json::Value>,
+    #[serde(default)]
+    rope_parameters: Option<RopeParameters>,
+}
+
+/// Where transformers 5 writes what version 4 wrote at the top level.
+#[derive(Deserialize)]
+struct RopeParameters {
+    #[serde(default)]
+    rope_theta: Option<f64>,
+    #[serde(default)]
+    rope_type: Option<String>,
+}
+
+impl DecoderConfig {
+    /// Reads a `config.json`, checks it, and refuses variants of the architecture that are not built here.
+    pub fn from_json(json: &str) -> Result<Self> {
+        let fault = |error: serde_json::Error| Error::config(format!("config.json: {error}"));
+        let mut config: Self = serde_json::from_str(json).map_err(fault)?;
+        let arithmetic: Arithmetic = serde_json::from_str(json).map_err(fault)?;
+        if let Some(theta) = arithmetic.rope_parameters.as_ref().and_then(|rope| rope.rope_theta) {
+            config.rope_theta = theta;
+        }
+        config.check()?;
+        arithmetic.check(config.head_dim())?;
+        Ok(config)
+    }
+
+    /// Numbers of one head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads.max(1)
+    }
+
+    /// An error that names the first size that cannot be meant.
+    pub fn check(&self) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
+            return refuse(format!("{name} is 0; give at least 1"));
+        }
+        if let Some((name, size)) = sizes.iter().find(|(_, size)| *size > 1 << 31) {
+            return refuse(format!("{name} is {size}; give at most 2147483648"));
+        }
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        if !self.hidden_size.is_multiple_of(heads) || !self.head_dim().is_multiple_of(2) {
+            let hidden = self.hidden_size;
+            return refuse(format!(
+                "hidden_size {hidden} does not give {heads} heads an even width; make it a multiple of {}",
+                2 * heads
+            ));
+        }
+        if !heads.is_multiple_of(kv_heads) {
+            return refuse(format!(
+                "num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}; make it one"
+            ));
+        }
+        if self.max_position_embeddings > MOST_POSITIONS {
+            let positions = self.max_position_embeddings;
+            return refuse(format!("max_position_embeddings is {positions}; give at most {MOST_POSITIONS}"));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps > 0.0) {
+            return refuse(format!("rms_norm_eps is {}; give a small positive number", self.rms_norm_eps));
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
+            return refuse(format!("rope_theta is {}; give a number above 1", self.rope_theta));
+        }
+        Ok(())
+    }
+
+    /// Every tensor of the weights by its Hugging Face name, with its shape.
+    pub(super) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let (hidden, wide) = (self.hidden_size, self.intermediate_size);
+        let kv = self.num_key_value_heads * self.head_dim();
+        let mut shapes = vec![
+            ("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden]),
+            ("model.norm.weight".to_owned(), vec![hidden]),
+        ];
+        if !self.tie_word_embeddings {
+            shapes.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
+        }
+        for layer in 0..self.num_hidden_layers {
+            let parts: [(&str, &[usize]); 12] = [
+                ("input_layernorm.weight", &[hidden]),
+                ("self_attn.q_proj.weight", &[hidden, hidden]),
+                ("self_attn.q_proj.bias", &[hidden]),
+                ("self_attn.k_proj.weight", &[kv, hidden]),
+                ("self_attn.k_proj.bias", &[kv]),
+                ("self_attn.v_proj.weight", &[kv, hidden]),
+                ("self_attn.v_proj.bias", &[kv]),
+                ("self_attn.o_proj.weight", &[hidden, hidden]),
+                ("post_attention_layernorm.weight", &[hidden]),
+                ("mlp.gate_proj.weight", &[wide, hidden]),
+                ("mlp.up_proj.weight", &[wide, hidden]),
+                ("mlp.down_proj.weight", &[hidden, wide]),
+            ];
+            shapes.extend(parts.map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape.to_vec())));
+        }
+        shapes
+    }
+}
+
+impl Arithmetic {
+    fn check(&self, head_dim: usize) -> Result<()> {
+        if let Some(act) = self.hidden_act.as_ref().filter(|act| *act != "silu") {
+            return refuse(format!("hidden_act is `{act}`; only `silu` is built"));
+        }
+        if let Some(given) = self.head_dim.filter(|given| *given != head_dim) {
+            return refuse(format!("head_dim is {given}; only hidden_size / num_attention_heads = {head_dim} is built"));
+        }
+        if self.use_sliding_window {
+            return refuse("use_sliding_window is true; only full attention is built".to_owned());
+        }
+        if let Some(scaling) = &self.rope_scaling {
+            return refuse(format!("rope_scaling is {scaling}; only null is built"));
+        }
+        match self.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref()) {
+            None | Some("default") => Ok(()),
+            Some(kind) => refuse(format!("rope_type is `{kind}`; only `default` is built")),
+        }
+    }
+}
+
+fn refuse(message: String) -> Result<()> {
+    Err(Error::config(format!("decoder config: {message}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TINY: &str = r#""vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "use_pos_skipping": false"#;
+
+    fn read(more: &str) -> Result<DecoderConfig> {
+        DecoderConfig::from_json(&format!("{{{TINY}{more}}}"))
+    }
+
+    #[test]
+    fn defaults_are_those_of_qwen_and_unknown_keys_are_ignored() {
+        let config = read("").unwrap();
+        assert_eq!((config.rope_theta, config.rms_norm_eps), (1e6, 1e-6));
+        assert!(config.tie_word_embeddings);
+        let again = DecoderConfig::from_json(&serde_json::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+    }
+
+    #[test]
+    fn the_base_of_wavelengths_is_found_where_either_version_writes_it() {
+        assert_eq!(read(r#", "rope_theta": 5e4"#).unwrap().rope_theta, 5e4);
+        let nested = read(r#", "rope_parameters": {"rope_theta": 7e4, "rope_type": "default"}"#).unwrap();
+        assert_eq!(nested.rope_theta, 7e4);
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused() {
+        for (more, message) in [
+            (r#", "hidden_act": "gelu""#, "hidden_act is `gelu`; only `silu` is built"),
+            (r#", "use_sliding_window": true"#, "use_sliding_window is true"),
+            (r#", "rope_scaling": {"type": "yarn"}"#, "rope_scaling is"),
+            (r#", "rope_parameters": {"rope_type": "yarn"}"#, "rope_type is `yarn`"),
+            (r#", "head_dim": 16"#, "head_dim is 16"),
+        ] {
+            let error = read(more).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        assert!(DecoderConfig::from_json("{").is_err());
+        assert!(DecoderConfig::from_json(r#"{"vocab_size": 3}"#).unwrap_err().to_string().contains("hidden_size"));
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_meant_are_named() {
+        let check = |change: &dyn Fn(&mut DecoderConfig)| {
+            let mut config = DecoderConfig::default();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(check(&|c| c.vocab_size = 0).contains("vocab_size is 0"));
+        assert!(check(&|c| c.hidden_size = 130).contains("make it a multiple of 8"));
+        assert!(check(&|c| c.num_key_value_heads = 3).contains("no multiple of num_key_value_heads 3"));
+        assert!(check(&|c| c.rms_norm_eps = f64::NAN).contains("rms_norm_eps is NaN"));
+        assert!(check(&|c| c.rope_theta = 0.0).contains("rope_theta is 0"));
+        assert!(check(&|c| c.intermediate_size = usize::MAX).contains("intermediate_size"));
+    }
+}

@@ -1,0 +1,262 @@
+//! Cached decoding on the CPU: a tile of rows goes through all layers on one thread, from slices to slices.
+//!
+//! Rows never meet: every product is [`kernel`](crate::ops::kernel)'s, whose elements depend on their own row and
+//! column alone, and each row attends to its own cache. So neither neighbours nor tiles nor threads show in the bits.
+
+use std::ops::Range;
+
+use candle_core::Tensor;
+use grpo::{Error, Result};
+use rayon::prelude::*;
+
+use super::cache::RowCache;
+use super::weights::Layer;
+use super::{Decoder, DecoderConfig};
+use crate::ops::kernel::{Panels, Product};
+use crate::ops::rms_norm::normalise;
+use crate::ops::rope::Rope;
+use crate::ops::swiglu::activate;
+use crate::ops::vector::{self, vectorised};
+use crate::ops::{host, tensor};
+
+/// Limits of the rows of a tile: fewer read the weights too often, more leave threads without work.
+const TILE_ROWS: Range<usize> = 8..64;
+
+#[derive(Debug)]
+pub(super) struct HostEngine {
+    config: DecoderConfig,
+    embedding: Vec<f32>,
+    layers: Vec<HostLayer>,
+    norm: Vec<f32>,
+    head: Panels,
+    rope: std::sync::Arc<Rope>,
+}
+
+#[derive(Debug)]
+struct HostLayer {
+    input_norm: Vec<f32>,
+    qkv: Panels,
+    qkv_bias: Vec<f32>,
+    out: Panels,
+    post_norm: Vec<f32>,
+    gate_up: Panels,
+    down: Panels,
+}
+
+impl HostLayer {
+    fn new(layer: &Layer) -> Result<Self> {
+        Ok(Self {
+            input_norm: numbers(&layer.input_norm)?,
+            qkv: packed(&Tensor::cat(&layer.qkv, 0)?)?,
+            qkv_bias: numbers(&Tensor::cat(&layer.qkv_bias, 0)?)?,
+            out: packed(&layer.out)?,
+            post_norm: numbers(&layer.post_norm)?,
+            gate_up: packed(&Tensor::cat(&layer.gate_up, 0)?)?,
+            down: packed(&layer.down)?,
+        })
+    }
+}
+
+fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_vec1()?)
+}
+
+fn packed(weight: &Tensor) -> Result<Panels> {
+    let (n, k) = weight.dims2()?;
+    Ok(Panels::of_rows(host(weight)?.values()?, n, k))
+}
+
+/// Buffers of a tile, reused by every layer.
+struct Buffers {
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    gate_up: Vec<f32>,
+    active: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+impl HostEngine {
+    pub(super) fn new(decoder: &Decoder, slice: Range<usize>) -> Result<Self> {
+        Ok(Self {
+            config: decoder.config().clone(),
+            embedding: numbers(decoder.embedding())?,
+            layers: decoder.layers().iter().map(HostLayer::new).collect::<Result<_>>()?,
+            norm: numbers(decoder.norm())?,
+            head: packed(&decoder.head_rows(slice)?)?,
+            rope: decoder.rope().clone(),
+        })
+    }
+
+    pub(super) fn prefill(&self, prompts: &[&[u32]], capacity: usize) -> Result<(Vec<RowCache>, Tensor)> {
+        let config = &self.config;
+        let size = config
+            .num_hidden_layers
+            .checked_mul(config.num_key_value_heads * config.head_dim())
+            .and_then(|size| size.checked_mul(capacity));
+        let Some(size) = size else {
+            return Err(Error::config(format!("a cache of {capacity} tokens is more than any memory; lower it")));
+        };
+        let empty = || RowCache { keys: vec![0.0; size], values: vec![0.0; size], length: 0 };
+        let mut rows: Vec<RowCache> = prompts.iter().map(|_| empty()).collect();
+        let mut hidden = vec![0.0; prompts.len() * config.hidden_size];
+        let tasks = rows.par_iter_mut().zip(prompts).zip(hidden.par_chunks_mut(config.hidden_size));
+        tasks.for_each(|((row, prompt), hidden)| {
+            self.advance(std::slice::from_mut(row), prompt, hidden, capacity);
+        });
+        Ok((rows, tensor(hidden, (prompts.len(), config.hidden_size))?))
+    }
+
+    pub(super) fn step(&self, rows: &mut [RowCache], ids: &[u32]) -> Result<Tensor> {
+        let width = self.config.hidden_size;
+        let per_head = self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim();
+        let capacity = rows.first().map_or(0, |row| row.keys.len() / per_head);
+        let mut hidden = vec![0.0; rows.len() * width];
+        let tile = tile_rows(rows.len());
+        let tasks = rows.par_chunks_mut(tile).zip(ids.par_chunks(tile)).zip(hidden.par_chunks_mut(tile * width));
+        tasks.for_each(|((rows, ids), hidden)| self.advance(rows, ids, hidden, capacity));
+        Ok(tensor(hidden, (rows.len(), width))?)
+    }
+
+    pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let (rows, width) = hidden.dims2()?;
+        if width != self.config.hidden_size {
+            return Err(Error::Shape {
+                what: "the hidden states",
+                got: hidden.dims().to_vec(),
+                expected: vec![rows, self.config.hidden_size],
+            });
+        }
+        let hidden = hidden.contiguous()?;
+        let host = host(&hidden)?;
+        let n = self.head.n();
+        let mut out = vec![0.0; rows * n];
+        let tile = tile_rows(rows);
+        let tasks = out.par_chunks_mut(tile * n).zip(host.values()?.par_chunks(tile * width));
+        tasks.for_each(|(out, hidden)| Product::of_rows(hidden, &self.head, out).add());
+        Ok(tensor(out, (rows, n))?)
+    }
+
+    /// Reads `ids`, shared out evenly to the rows, and writes the hidden state after each row's last.
+    fn advance(&self, rows: &mut [RowCache], ids: &[u32], hidden: &mut [f32], capacity: usize) {
+        let width = self.config.hidden_size;
+        let each = ids.len() / rows.len().max(1);
+        let mut buffers = self.buffers(ids.len(), capacity);
+        for (x, id) in buffers.x.chunks_exact_mut(width).zip(ids) {
+            x.copy_from_slice(&self.embedding[*id as usize * width..][..width]);
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.project(layer, &mut buffers);
+            vectorised(|| {
+                for token in 0..ids.len() {
+                    let cache = &mut rows[token / each];
+                    let position = cache.length + token % each;
+                    self.attend(cache, &mut buffers, Place { layer: index, token, position, capacity });
+                }
+            });
+            self.finish_layer(layer, &mut buffers);
+        }
+        for (row, (cache, hidden)) in rows.iter_mut().zip(hidden.chunks_exact_mut(width)).enumerate() {
+            cache.length += each;
+            let last = ((row + 1) * each - 1) * width;
+            normalise(&buffers.x[last..last + width], &self.norm, self.config.rms_norm_eps as f32, hidden);
+        }
+    }
+
+    fn buffers(&self, tokens: usize, capacity: usize) -> Buffers {
+        let config = &self.config;
+        let d = config.head_dim();
+        let zeros = |width: usize| vec![0.0; tokens * width];
+        Buffers {
+            x: zeros(config.hidden_size),
+            normed: zeros(config.hidden_size),
+            qkv: zeros((config.num_attention_heads + 2 * config.num_key_value_heads) * d),
+            attended: zeros(config.hidden_size),
+            gate_up: zeros(2 * config.intermediate_size),
+            active: zeros(config.intermediate_size),
+            scores: vec![0.0; capacity],
+        }
+    }
+
+    fn norm_all(&self, weight: &[f32], buffers: &mut Buffers) {
+        let width = self.config.hidden_size;
+        vectorised(|| {
+            for (out, x) in buffers.normed.chunks_exact_mut(width).zip(buffers.x.chunks_exact(width)) {
+                normalise(x, weight, self.config.rms_norm_eps as f32, out);
+            }
+        });
+    }
+
+    fn project(&self, layer: &HostLayer, buffers: &mut Buffers) {
+        self.norm_all(&layer.input_norm, buffers);
+        buffers.qkv.chunks_exact_mut(layer.qkv_bias.len()).for_each(|row| row.copy_from_slice(&layer.qkv_bias));
+        Product::of_rows(&buffers.normed, &layer.qkv, &mut buffers.qkv).add();
+    }
+
+    fn finish_layer(&self, layer: &HostLayer, buffers: &mut Buffers) {
+        Product::of_rows(&buffers.attended, &layer.out, &mut buffers.x).add();
+        self.norm_all(&layer.post_norm, buffers);
+        buffers.gate_up.fill(0.0);
+        Product::of_rows(&buffers.normed, &layer.gate_up, &mut buffers.gate_up).add();
+        let wide = self.config.intermediate_size;
+        vectorised(|| {
+            for (out, row) in buffers.active.chunks_exact_mut(wide).zip(buffers.gate_up.chunks_exact(2 * wide)) {
+                activate(row, out);
+            }
+        });
+        Product::of_rows(&buffers.active, &layer.down, &mut buffers.x).add();
+    }
+}
+
+/// Which token of a tile attends, and where.
+#[derive(Clone, Copy)]
+struct Place {
+    layer: usize,
+    /// The token's line in the buffers.
+    token: usize,
+    /// Its position in its row.
+    position: usize,
+    capacity: usize,
+}
+
+impl HostEngine {
+    /// Stores a token's key and value and lets its queries attend to all of its row so far.
+    #[inline(always)]
+    fn attend(&self, cache: &mut RowCache, buffers: &mut Buffers, place: Place) {
+        let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
+        let (d, group) = (self.config.head_dim(), heads / kv_heads);
+        let Place { layer, token, position, capacity } = place;
+        let width = (heads + 2 * kv_heads) * d;
+        let (queries, rest) = buffers.qkv[token * width..][..width].split_at_mut(heads * d);
+        let (keys, values) = rest.split_at_mut(kv_heads * d);
+        queries.chunks_exact_mut(d).chain(keys.chunks_exact_mut(d)).for_each(|head| self.rope.rotate(head, position));
+        let attended = &mut buffers.attended[token * heads * d..][..heads * d];
+        let seen = position + 1;
+        let scale = 1.0 / (d as f32).sqrt();
+        for kv in 0..kv_heads {
+            let head = (layer * kv_heads + kv) * d * capacity..(layer * kv_heads + kv + 1) * d * capacity;
+            let (all_keys, all_values) = (&mut cache.keys[head.clone()], &mut cache.values[head]);
+            for (line, key) in all_keys.chunks_exact_mut(capacity).zip(&keys[kv * d..][..d]) {
+                line[position] = *key;
+            }
+            all_values[position * d..][..d].copy_from_slice(&values[kv * d..][..d]);
+            for member in kv * group..(kv + 1) * group {
+                let scores = &mut buffers.scores[..seen];
+                scores.fill(0.0);
+                vector::add_weighted(scores, &queries[member * d..][..d], all_keys, capacity);
+                scores.iter_mut().for_each(|score| *score *= scale);
+                let (_, sum) = vector::exp_shifted(scores);
+                let out = &mut attended[member * d..][..d];
+                out.fill(0.0);
+                vector::add_weighted(out, scores, all_values, d);
+                let norm = 1.0 / sum;
+                out.iter_mut().for_each(|value| *value *= norm);
+            }
+        }
+    }
+}
+
+fn tile_rows(rows: usize) -> usize {
+    rows.div_ceil(2 * rayon::current_num_threads()).clamp(TILE_ROWS.start, TILE_ROWS.end).next_multiple_of(8)
+}

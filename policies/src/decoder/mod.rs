@@ -1,0 +1,22 @@
+//! The Qwen2.5-shaped decoder: trainable, replayable, and sampled from with a cache.
+//!
+//! Training and replay go through [`Decoder::forward`] and [`Decoder::log_probs_of`], which build candle's graph
+//! out of operations with hand-written backward passes. Sampling goes through a [`Snapshot`], which packs the
+//! weights of one moment and has no graph: a prompt is read once, its [`Cache`] repeated for each draw, and a
+//! row's numbers are the same to the bit whatever rows it is decoded with.
+//!
+//! Architecture: Qwen2.5 technical report, arXiv 2412.15115, section 2; names and layout of weights are those of
+//! Hugging Face's `Qwen2ForCausalLM`.
+
+mod cache;
+mod config;
+mod device;
+mod host;
+mod model;
+mod snapshot;
+mod weights;
+
+pub use cache::Cache;
+pub use config::DecoderConfig;
+pub use model::Decoder;
+pub use snapshot::{Snapshot, repeat_rows};

@@ -1,0 +1,290 @@
+//! The decoder with its graph: forward over padded rows, log-probabilities of chosen tokens.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor, Var};
+use grpo::{Error, Params, Result, Seed};
+
+use super::weights::{self, Layer};
+use super::{DecoderConfig, Snapshot};
+use crate::ops::attention::Attention;
+use crate::ops::head::Choice;
+use crate::ops::linear::{linear, linear_bias, linear_residual};
+use crate::ops::rms_norm::rms_norm;
+use crate::ops::rope::Rope;
+use crate::ops::swiglu::swiglu;
+use crate::safetensors_file;
+
+/// A Qwen2.5-shaped causal language model over one vocabulary.
+///
+/// ```
+/// use grpo::Seed;
+/// use grpo_policies::decoder::{Decoder, DecoderConfig};
+/// let config = DecoderConfig { vocab_size: 50, num_hidden_layers: 1, ..DecoderConfig::default() };
+/// let decoder = Decoder::init(config, Seed::new(1))?;
+/// let hidden = decoder.forward(&[vec![1, 2, 3], vec![4]])?;
+/// assert_eq!(hidden.dims(), [2, 3, 128]);
+/// let at = decoder.hidden_at(&hidden, &[(0, 0), (0, 1)])?;
+/// let (log_probs, entropy) = decoder.log_probs_of(&at, &[2, 3], 0..50, 1.0)?;
+/// assert_eq!((log_probs.dims(), entropy.dims()), (&[2][..], &[2][..]));
+/// # Ok::<(), grpo::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    config: DecoderConfig,
+    tensors: BTreeMap<String, Tensor>,
+    params: Params,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Tensor,
+    rope: Arc<Rope>,
+}
+
+impl Decoder {
+    /// Fresh trainable weights on the CPU, a function of config and seed alone.
+    pub fn init(config: DecoderConfig, seed: Seed) -> Result<Self> {
+        config.check()?;
+        let tensors = weights::draw(&config, seed)?;
+        Self::from_tensors(config, tensors, true)
+    }
+
+    /// Weights by Hugging Face name, none missing, none unknown, each of its shape and finite.
+    ///
+    /// Computes on the device where the tensors lie. A decoder that is not `trainable` has no parameters.
+    pub fn from_tensors(
+        config: DecoderConfig,
+        tensors: BTreeMap<String, Tensor>,
+        trainable: bool,
+    ) -> Result<Self> {
+        config.check()?;
+        let tensors = weights::checked(&config, tensors)?;
+        if !trainable {
+            return Self::assemble(config, tensors, Params::none());
+        }
+        let mut vars = BTreeMap::new();
+        for (name, tensor) in tensors {
+            vars.insert(name, Var::from_tensor(&tensor)?);
+        }
+        let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+        Self::assemble(config, tensors, Params::new(vars)?)
+    }
+
+    /// Reads `config.json` and `model.safetensors` of a Hugging Face folder.
+    pub fn load(folder: impl AsRef<Path>, trainable: bool) -> Result<Self> {
+        let config_path = folder.as_ref().join("config.json");
+        let json = std::fs::read_to_string(&config_path).map_err(|error| Error::file(&config_path, error))?;
+        let config = DecoderConfig::from_json(&json).map_err(|error| Error::file(&config_path, error))?;
+        let path = folder.as_ref().join("model.safetensors");
+        let tensors = safetensors_file::read(&path)?;
+        Self::from_tensors(config, tensors, trainable).map_err(|error| Error::file(&path, error))
+    }
+
+    fn assemble(config: DecoderConfig, tensors: BTreeMap<String, Tensor>, params: Params) -> Result<Self> {
+        let embedding = weights::find(&tensors, "model.embed_tokens.weight")?;
+        let head = match config.tie_word_embeddings {
+            true => embedding.clone(),
+            false => weights::find(&tensors, "lm_head.weight")?,
+        };
+        let layers = (0..config.num_hidden_layers).map(|layer| Layer::find(&tensors, layer)).collect::<Result<_>>()?;
+        let rope = Rope::new(config.head_dim(), config.rope_theta, config.max_position_embeddings);
+        let norm = weights::find(&tensors, "model.norm.weight")?;
+        Ok(Self { config, tensors, params, embedding, layers, norm, head, rope: Arc::new(rope) })
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The trainable variables by Hugging Face name; none where the decoder is frozen.
+    pub fn params(&self) -> Params {
+        self.params.clone()
+    }
+
+    /// The current weights by Hugging Face name, for saving; they follow training until they are copied.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect()
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// A copy of the weights that later training of this decoder does not change: a reference model.
+    pub fn frozen(&self) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            tensors.insert(name.clone(), tensor.detach().copy()?);
+        }
+        Self::assemble(self.config.clone(), tensors, Params::none())
+    }
+
+    /// The same weights without gradients, shared and not copied: later training shows.
+    pub fn detached(&self) -> Result<Self> {
+        Self::assemble(self.config.clone(), self.tensors(), Params::none())
+    }
+
+    /// The weights of this moment, packed for sampling from the vocabulary `slice`.
+    pub fn snapshot(&self, slice: Range<usize>) -> Result<Snapshot> {
+        Snapshot::new(self, slice)
+    }
+
+    /// Hidden states after the last norm: `[B, L, H]` for rows padded on the right to the longest, `L`.
+    ///
+    /// Causal within each row; padding influences nothing, and what lies at padded positions means nothing.
+    pub fn forward(&self, rows: &[impl AsRef<[u32]>]) -> Result<Tensor> {
+        let (hidden, _) = self.forward_with(rows, |_, _| Ok(()))?;
+        Ok(hidden)
+    }
+
+    /// As [`Decoder::forward`], showing each layer's projection of queries, keys and values to `see`.
+    pub(super) fn forward_with(
+        &self,
+        rows: &[impl AsRef<[u32]>],
+        mut see: impl FnMut(&Attention, &Tensor) -> Result<()>,
+    ) -> Result<(Tensor, Attention)> {
+        let lengths = self.checked_lengths(rows)?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut ids = Vec::with_capacity(rows.len() * longest);
+        for row in rows {
+            ids.extend_from_slice(row.as_ref());
+            ids.resize(ids.len().next_multiple_of(longest), 0);
+        }
+        let attention = self.attention(lengths);
+        let mut x = self.embed(&ids)?.reshape((rows.len(), longest, self.config.hidden_size))?;
+        for layer in &self.layers {
+            let qkv = self.project(layer, &x)?;
+            see(&attention, &qkv)?;
+            x = self.finish_layer(layer, &x, &attention.apply(&qkv)?)?;
+        }
+        Ok((rms_norm(&x, &self.norm, self.config.rms_norm_eps)?, attention))
+    }
+
+    pub(super) fn attention(&self, lengths: Vec<usize>) -> Attention {
+        Attention {
+            heads: self.config.num_attention_heads,
+            kv_heads: self.config.num_key_value_heads,
+            head_dim: self.config.head_dim(),
+            rope: self.rope.clone(),
+            lengths: lengths.into(),
+        }
+    }
+
+    /// Embeddings of ids that have been checked, `[n, H]`.
+    pub(super) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        let ids = Tensor::from_slice(ids, ids.len(), self.device())?;
+        Ok(self.embedding.index_select(&ids, 0)?)
+    }
+
+    /// Queries, keys and values of a layer, before rotation.
+    pub(super) fn project(&self, layer: &Layer, x: &Tensor) -> Result<Tensor> {
+        let normed = rms_norm(x, &layer.input_norm, self.config.rms_norm_eps)?;
+        let (weight, bias) = (Tensor::cat(&layer.qkv, 0)?, Tensor::cat(&layer.qkv_bias, 0)?);
+        Ok(linear_bias(&normed, &weight, &bias)?)
+    }
+
+    /// The rest of a layer, given what its queries attended to.
+    pub(super) fn finish_layer(&self, layer: &Layer, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        let x = linear_residual(attended, &layer.out, x)?;
+        let normed = rms_norm(&x, &layer.post_norm, self.config.rms_norm_eps)?;
+        let gate_up = linear(&normed, &Tensor::cat(&layer.gate_up, 0)?)?;
+        Ok(linear_residual(&swiglu(&gate_up)?, &layer.down, &x)?)
+    }
+
+    /// The hidden states at `(row, position)` pairs, `[N, H]`: where a token's successor is chosen.
+    pub fn hidden_at(&self, hidden: &Tensor, places: &[(usize, usize)]) -> Result<Tensor> {
+        let (rows, length, width) = hidden.dims3()?;
+        if let Some((row, position)) = places.iter().find(|(row, position)| *row >= rows || *position >= length) {
+            return Err(Error::config(format!(
+                "place ({row}, {position}) lies outside hidden states of {rows} rows and {length} positions"
+            )));
+        }
+        let index: Vec<u32> = places.iter().map(|(row, position)| (row * length + position) as u32).collect();
+        let index = Tensor::from_vec(index, places.len(), hidden.device())?;
+        Ok(hidden.reshape((rows * length, width))?.index_select(&index, 0)?)
+    }
+
+    /// Log-probabilities of `targets` and entropies in nats of the law over the vocabulary `slice`, each `[N]`.
+    ///
+    /// `hidden` is `[N, H]`; targets are ids of the whole vocabulary within `slice`. Only the log-probabilities
+    /// have a gradient. Logits are made a chunk of rows at a time, and again in the backward pass.
+    pub fn log_probs_of(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        slice: Range<usize>,
+        temperature: f32,
+    ) -> Result<(Tensor, Tensor)> {
+        let choice = Choice { slice, targets: targets.to_vec(), temperature };
+        Ok(choice.log_probs(hidden, &self.head)?)
+    }
+
+    /// Logits of `slice` for each row of `hidden`, `[N, slice]`, with the graph; for small batches and tests.
+    pub fn logits(&self, hidden: &Tensor, slice: Range<usize>) -> Result<Tensor> {
+        Ok(linear(hidden, &self.head_rows(slice)?)?)
+    }
+
+    /// The rows of the head that belong to a slice of the vocabulary.
+    pub(super) fn head_rows(&self, slice: Range<usize>) -> Result<Tensor> {
+        if slice.is_empty() || slice.end > self.config.vocab_size {
+            return Err(Error::config(format!(
+                "vocabulary slice {slice:?} of {} tokens; give a non-empty range within it",
+                self.config.vocab_size
+            )));
+        }
+        Ok(self.head.narrow(0, slice.start, slice.len())?)
+    }
+
+    pub(super) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(super) fn embedding(&self) -> &Tensor {
+        &self.embedding
+    }
+
+    pub(super) fn norm(&self) -> &Tensor {
+        &self.norm
+    }
+
+    pub(super) fn rope(&self) -> &Arc<Rope> {
+        &self.rope
+    }
+
+    /// Lengths of rows that are neither empty nor too long and hold known ids.
+    pub(super) fn checked_lengths(&self, rows: &[impl AsRef<[u32]>]) -> Result<Vec<usize>> {
+        let rows: Vec<&[u32]> = rows.iter().map(AsRef::as_ref).collect();
+        self.config.check_ids(&rows)?;
+        Ok(rows.iter().map(|row| row.len()).collect())
+    }
+}
+
+impl DecoderConfig {
+    /// An error where there is no row, or one is empty, too long, or holds an unknown id.
+    pub(super) fn check_ids(&self, rows: &[&[u32]]) -> Result<()> {
+        if rows.is_empty() {
+            return Err(Error::config("no rows to decode; give at least one"));
+        }
+        for (index, row) in rows.iter().enumerate() {
+            let most = self.max_position_embeddings;
+            if row.is_empty() || row.len() > most {
+                return Err(Error::config(format!(
+                    "row {index} has {} tokens; the decoder takes 1 to {most} (max_position_embeddings)",
+                    row.len()
+                )));
+            }
+            if let Some(id) = row.iter().find(|id| **id as usize >= self.vocab_size) {
+                return Err(Error::config(format!(
+                    "row {index} holds token {id}; the vocabulary has {} tokens",
+                    self.vocab_size
+                )));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,14 @@
+//! Policies for [`grpo`]: generators that can be sampled, replayed and differentiated.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`simplear`] | SimpleAR: text in, image out; its sampling law, its stages, its checkpoints |
+//! | [`decoder`] | the Qwen2.5-shaped decoder, trainable and with a cache for sampling |
+//! | [`cosmos`] | the visual tokenizer: images to codes and back |
+//! | [`safetensors_file`] | strict reading and writing of weights |
+
+pub mod cosmos;
+pub mod decoder;
+mod ops;
+pub mod safetensors_file;
+pub mod simplear;

@@ -1,0 +1,247 @@
+//! Log-probabilities and entropies of a vocabulary slice, without ever holding the logits of a whole batch.
+//!
+//! Linear, log-softmax and gather run over chunks of rows; the backward pass makes each chunk's logits again.
+
+use std::ops::Range;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{host, is_host_f32, operand, stored, tensor, vector};
+
+/// Logits that exist at one time, where rows are wide; a cache's worth.
+const CHUNK_LOGITS: usize = 1 << 20;
+/// Limits of the rows of a chunk: fewer waste the product, more the cache.
+const CHUNK_ROWS: Range<usize> = 256..4096;
+
+/// Which rows of the vocabulary compete, which of them were chosen, and how sharply.
+#[derive(Clone, Debug)]
+pub(crate) struct Choice {
+    /// Rows of the head that the softmax runs over.
+    pub(crate) slice: Range<usize>,
+    /// For each row of `hidden`, the chosen id, within `slice`.
+    pub(crate) targets: Vec<u32>,
+    /// The logits are divided by it.
+    pub(crate) temperature: f32,
+}
+
+impl Choice {
+    /// Log-probabilities (differentiable) and entropies in nats (without a gradient) of each row, `[n]`.
+    ///
+    /// `hidden` is `[n, h]` and `head` `[vocabulary, h]`.
+    pub(crate) fn log_probs(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (n, width) = hidden.dims2()?;
+        let (vocabulary, head_width) = head.dims2()?;
+        if n != self.targets.len() || width != head_width {
+            bail!("head of width {head_width} got hidden {:?} and {} targets", hidden.dims(), self.targets.len());
+        }
+        if self.slice.is_empty() || self.slice.end > vocabulary {
+            bail!("vocabulary slice {:?} of {vocabulary} tokens; give a non-empty range within it", self.slice);
+        }
+        if let Some(target) = self.targets.iter().find(|target| !self.slice.contains(&(**target as usize))) {
+            bail!("target {target} lies outside the vocabulary slice {:?}", self.slice);
+        }
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            bail!("temperature is {}; give a positive number", self.temperature);
+        }
+        if !is_host_f32(hidden) {
+            return self.composite(hidden, head);
+        }
+        let packed = hidden.contiguous()?.apply_op2(head, LogProbs { choice: self.clone() })?;
+        Ok((packed.narrow(0, 0, 1)?.squeeze(0)?, packed.narrow(0, 1, 1)?.squeeze(0)?.detach()))
+    }
+
+    fn composite(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
+        let rows = CHUNK_ROWS.end;
+        let n = self.targets.len();
+        let head = head.narrow(0, self.slice.start, self.slice.len())?.t()?;
+        let (mut log_probs, mut entropies) = (Vec::new(), Vec::new());
+        for first in (0..n).step_by(rows) {
+            let count = rows.min(n - first);
+            let logits = hidden.narrow(0, first, count)?.contiguous()?.matmul(&head)?.to_dtype(DType::F32)?;
+            let logits = (logits / f64::from(self.temperature))?;
+            let shifted = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?;
+            let all = shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(1)?.log()?)?;
+            let start = self.slice.start as u32;
+            let targets = self.targets[first..first + count].iter().map(|target| target - start).collect();
+            let targets = Tensor::from_vec(targets, (count, 1), hidden.device())?;
+            log_probs.push(all.gather(&targets, 1)?.squeeze(1)?);
+            let fixed = all.detach();
+            entropies.push((fixed.exp()? * fixed)?.sum(1)?.neg()?);
+        }
+        Ok((Tensor::cat(&log_probs, 0)?, Tensor::cat(&entropies, 0)?))
+    }
+
+    fn chunk_rows(&self) -> usize {
+        (CHUNK_LOGITS / self.slice.len()).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end)
+    }
+}
+
+/// Its result is `[3, n]`: log-probability, entropy and log-sum-exp, of which only the first has a gradient.
+struct LogProbs {
+    choice: Choice,
+}
+
+impl LogProbs {
+    /// Scaled logits of rows `first..first + count`, `[count, slice]`.
+    fn logits(&self, hidden: Operand<'_>, head: Operand<'_>, first: usize, count: usize) -> Result<Vec<f32>> {
+        let (slice, width) = (&self.choice.slice, hidden.1.dims()[1]);
+        let rows = hidden.1.narrow(0, first, count)?;
+        let head_rows = head.1.narrow(0, slice.start, slice.len())?.transpose(0, 1)?;
+        match hidden.0.matmul(head.0, (1, count, slice.len(), width), &rows, &head_rows)? {
+            CpuStorage::F32(logits) => Ok(logits),
+            _ => bail!("log-probs: the logits are not f32"),
+        }
+    }
+
+    /// Replaces logits by the gradient that reaches them.
+    #[inline(always)]
+    fn to_logits(&self, logits: &mut [f32], target: u32, log_sum: f32, grad: f32) {
+        let sharpness = 1.0 / self.choice.temperature;
+        let scale = grad * sharpness;
+        for logit in logits.iter_mut() {
+            *logit = -scale * vector::exp(logit.mul_add(sharpness, -log_sum));
+        }
+        logits[target as usize - self.choice.slice.start] += scale;
+    }
+}
+
+type Operand<'a> = (&'a CpuStorage, &'a Layout);
+
+/// Log-probability of the target, entropy and log-sum-exp of one row; uses up the logits.
+#[inline(always)]
+fn row_of(logits: &mut [f32], target: usize, sharpness: f32) -> [f32; 3] {
+    logits.iter_mut().for_each(|logit| *logit *= sharpness);
+    let chosen = logits[target];
+    let top = vector::max(logits);
+    let (mut sum, mut moment) = ([0.0; 16], [0.0; 16]);
+    for part in logits.chunks(16) {
+        for (lane, logit) in part.iter().enumerate() {
+            let shifted = logit - top;
+            let weight = vector::exp(shifted);
+            sum[lane] += weight;
+            moment[lane] += weight * shifted;
+        }
+    }
+    let (sum, moment) = (vector::sum(&sum), vector::sum(&moment));
+    let log_sum = sum.ln();
+    [chosen - top - log_sum, log_sum - moment / sum, top + log_sum]
+}
+
+impl CustomOp2 for LogProbs {
+    fn name(&self) -> &'static str {
+        "log-probs"
+    }
+
+    fn cpu_fwd(&self, h: &CpuStorage, h_l: &Layout, w: &CpuStorage, w_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        operand(h, h_l)?;
+        let (n, size) = (self.choice.targets.len(), self.choice.slice.len());
+        let (start, sharpness) = (self.choice.slice.start, 1.0 / self.choice.temperature);
+        let mut rows = Vec::with_capacity(n);
+        for (index, targets) in self.choice.targets.chunks(self.choice.chunk_rows()).enumerate() {
+            let mut logits = self.logits((h, h_l), (w, w_l), index * self.choice.chunk_rows(), targets.len())?;
+            let of_row = |(logits, target): (&mut [f32], &u32)| {
+                vector::vectorised(|| row_of(logits, *target as usize - start, sharpness))
+            };
+            rows.extend(logits.par_chunks_mut(size).zip(targets).map(of_row).collect::<Vec<_>>());
+        }
+        let out = (0..3).flat_map(|part| rows.iter().map(move |row: &[f32; 3]| row[part])).collect();
+        stored(out, (3, n))
+    }
+
+    fn bwd(&self, h: &Tensor, w: &Tensor, res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Choice { slice, targets, .. } = &self.choice;
+        let n = targets.len();
+        let log_sums: Vec<f32> = res.narrow(0, 2, 1)?.flatten_all()?.to_vec1()?;
+        let grads: Vec<f32> = grad.narrow(0, 0, 1)?.flatten_all()?.to_vec1()?;
+        let head = w.detach().narrow(0, slice.start, slice.len())?;
+        let (mut to_hidden, mut to_head) = (Vec::new(), None);
+        let chunk = self.choice.chunk_rows();
+        for first in (0..n).step_by(chunk) {
+            let count = chunk.min(n - first);
+            let hidden = h.detach().narrow(0, first, count)?;
+            let logits = hidden.matmul(&head.t()?)?;
+            let mut logits = host(&logits)?.values()?.to_vec();
+            logits.par_chunks_mut(slice.len()).enumerate().for_each(|(row, logits)| {
+                let row = first + row;
+                vector::vectorised(|| self.to_logits(logits, targets[row], log_sums[row], grads[row]));
+            });
+            let to_logits = tensor(logits, (count, slice.len()))?;
+            to_hidden.push(to_logits.matmul(&head)?);
+            let part = to_logits.t()?.matmul(&hidden)?;
+            to_head = Some(match to_head {
+                None => part,
+                Some(sum) => (sum + part)?,
+            });
+        }
+        let Some(to_head) = to_head else {
+            return Ok((Some(h.zeros_like()?), Some(w.zeros_like()?)));
+        };
+        let to_head = to_head.pad_with_zeros(0, slice.start, w.dim(0)? - slice.end)?;
+        Ok((Some(Tensor::cat(&to_hidden, 0)?), Some(to_head)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{check_operation, distance, normal_var};
+
+    fn choice(slice: Range<usize>, targets: &[u32]) -> Choice {
+        Choice { slice, targets: targets.to_vec(), temperature: 0.7 }
+    }
+
+    #[test]
+    fn forward_and_backward_agree_with_the_composite() {
+        let (hidden, head) = (normal_var(1, &[4, 6]), normal_var(2, &[19, 6]));
+        for slice in [0..19, 3..17, 5..6] {
+            let (first, last) = (slice.start as u32, slice.end as u32 - 1);
+            let choice = choice(slice, &[first, last, (first + last) / 2, last]);
+            let vars = [hidden.clone(), head.clone()];
+            check_operation(
+                &vars,
+                || Ok(choice.log_probs(&hidden, &head)?.0),
+                || Ok(choice.composite(&hidden, &head)?.0),
+            );
+            let (_, got) = choice.log_probs(&hidden, &head).unwrap();
+            let (_, want) = choice.composite(&hidden, &head).unwrap();
+            assert!(distance(&got, &want) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn chunks_do_not_show() {
+        let n = 2 * CHUNK_ROWS.end + 5;
+        let (hidden, head) = (normal_var(1, &[n, 3]), normal_var(2, &[300, 3]));
+        let targets: Vec<u32> = (0..n).map(|row| (row % 300) as u32).collect();
+        let choice = choice(0..300, &targets);
+        let vars = [hidden.clone(), head.clone()];
+        let run = |(log_probs, entropy): (Tensor, Tensor)| {
+            let grads = log_probs.mean_all().unwrap().backward().unwrap();
+            (log_probs, entropy, vars.each_ref().map(|var| grads.get(var).unwrap().clone()))
+        };
+        let got = run(choice.log_probs(&hidden, &head).unwrap());
+        let want = run(choice.composite(&hidden, &head).unwrap());
+        assert!(distance(&got.0, &want.0) < 2e-5 && distance(&got.1, &want.1) < 2e-5);
+        assert!(distance(&got.2[0], &want.2[0]) < 1e-6 && distance(&got.2[1], &want.2[1]) < 1e-5);
+    }
+
+    #[test]
+    fn an_empty_batch_has_no_log_probs() {
+        let (hidden, head) = (normal_var(1, &[4, 6]), normal_var(2, &[19, 6]));
+        let none = hidden.narrow(0, 0, 0).unwrap();
+        assert_eq!(choice(0..19, &[]).log_probs(&none, &head).unwrap().0.dims(), [0]);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_an_error() {
+        let (hidden, head) = (normal_var(1, &[1, 6]), normal_var(2, &[19, 6]));
+        let error = |choice: Choice| choice.log_probs(&hidden, &head).unwrap_err().to_string();
+        assert!(error(choice(3..20, &[4])).contains("slice 3..20 of 19"));
+        assert!(error(choice(3..9, &[9])).contains("target 9 lies outside"));
+        assert!(error(choice(3..9, &[4, 5])).contains("2 targets"));
+        let cold = Choice { temperature: 0.0, ..choice(3..9, &[4]) };
+        assert!(error(cold).contains("temperature is 0"));
+    }
+}

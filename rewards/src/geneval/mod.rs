@@ -1,0 +1,27 @@
+//! GenEval: does the picture hold what the caption says, by rules over detected boxes.
+//!
+//! Paper: Ghosh, Hajishirzi and Schmidt, 2023, "GenEval: An Object-Focused Framework for Evaluating
+//! Text-to-Image Alignment". The rules are those of the published evaluation program:
+//!
+//! 1. Per class, boxes with a score above 0.3 (0.9 where the task is counting) are kept, best first,
+//!    at most 16.
+//! 2. For each `include`, the best `count` boxes are taken; fewer fail. With a colour, `count` of them must
+//!    be classified as that colour. With a position, each of them must stand in that relation to each box
+//!    taken for the earlier `include` it names; where that one failed, so does this.
+//! 3. For each `exclude`, `count` boxes or more fail.
+//!
+//! Deviations: boxes of equal score keep the detector's order (the published order is that of an unstable
+//! sort), and non-maximum suppression, which is off by default there, is left to the detector.
+//!
+//! The detector is whatever implements [`Detector`]; absolute scores compare with published ones only where
+//! the detector is the published one.
+
+mod judge;
+mod metadata;
+mod reward;
+mod summary;
+
+pub use judge::{Detection, Verdict, judge, relations};
+pub use metadata::{Include, Metadata, Relation, Tag};
+pub use reward::{Detector, GenEval};
+pub use summary::Summary;

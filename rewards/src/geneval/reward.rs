@@ -1,0 +1,86 @@
+//! The rules as a reward, over any detector.
+
+use grpo::{BoxError, Prompt, Reward};
+use image::RgbImage;
+
+use super::judge::{Detection, Verdict, judge, needing_color};
+use super::metadata::Metadata;
+
+/// Finds objects in pictures. Required: `detect`.
+///
+/// ```
+/// use grpo::{BoxError, Reward};
+/// use grpo_rewards::geneval::{Detection, Detector, GenEval, Include, Metadata, Tag};
+/// use image::RgbImage;
+///
+/// /// Sees a cat in every picture.
+/// struct CatLover;
+///
+/// impl Detector for CatLover {
+///     fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError> {
+///         let (width, height) = image.dimensions();
+///         Ok(vec![Detection::new("cat", 0.99, [0.0, 0.0, width as f32, height as f32])])
+///     }
+/// }
+///
+/// let (tag, include) = (Tag::SingleObject, vec![Include::new("cat", 1)]);
+/// let metadata = Metadata { tag, include, exclude: vec![], prompt: "a photo of a cat".into() };
+/// let score = GenEval::new(CatLover).score(&metadata.to_prompt()?, &RgbImage::new(8, 8))?;
+/// assert_eq!(score, 1.0);
+/// # Ok::<(), BoxError>(())
+/// ```
+pub trait Detector: Send + Sync {
+    /// Every object found, in any order and with any score; the rules choose among them.
+    fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError>;
+
+    /// Fills in the colours of the objects whose colours the rules ask for.
+    ///
+    /// Override where a second model classifies crops (GenEval's own is CLIP): it is called with the few boxes
+    /// that matter, and only for prompts that name a colour. Without it, `detect` sets the colours.
+    fn classify_colors(
+        &self,
+        _image: &RgbImage,
+        _objects: &mut [Detection],
+    ) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+/// 1 where the picture is right by GenEval's rules, else 0; reads the columns of [`Metadata::to_prompt`].
+#[derive(Clone, Debug)]
+pub struct GenEval<D> {
+    detector: D,
+}
+
+impl<D: Detector> GenEval<D> {
+    /// Judges what this detector sees.
+    pub fn new(detector: D) -> Self {
+        Self { detector }
+    }
+
+    /// The verdict with its reason, where a number is not enough.
+    pub fn verdict(&self, metadata: &Metadata, image: &RgbImage) -> Result<Verdict, BoxError> {
+        let mut detections = self.detector.detect(image)?;
+        let rows = needing_color(metadata, &detections);
+        if !rows.is_empty() {
+            let mut chosen: Vec<Detection> =
+                rows.iter().map(|&row| detections[row].clone()).collect();
+            self.detector.classify_colors(image, &mut chosen)?;
+            for (row, detection) in rows.into_iter().zip(chosen) {
+                detections[row].color = detection.color;
+            }
+        }
+        Ok(judge(metadata, &detections))
+    }
+}
+
+impl<D: Detector> Reward<RgbImage> for GenEval<D> {
+    fn name(&self) -> &str {
+        "geneval"
+    }
+
+    fn score(&self, prompt: &Prompt, sample: &RgbImage) -> Result<f32, BoxError> {
+        let verdict = self.verdict(&Metadata::from_prompt(prompt)?, sample)?;
+        Ok(if verdict.correct { 1.0 } else { 0.0 })
+    }
+}
