@@ -13,7 +13,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use grpo::{GroupSize, LogConfig, Objective, OptimConfig, OverlappedSampler, RewardSet, RolloutConfig, RunFolder, TrainConfig, Trainer};
+use grpo::{
+    GroupSize, LogConfig, Objective, OptimConfig, OverlappedSampler, RewardSet, RolloutConfig, RunFolder, TrainConfig,
+    Trainer,
+};
 use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::{SimpleAr, Stage};
 use grpo_rewards::clip::ClipReward;
@@ -24,7 +27,8 @@ use grpo_rewards::shapes::{ShapesDetector, held_out_prompts, train_prompts};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<()> {
-    let seed = std::env::args().nth(1).map_or(Ok(0), |seed| seed.parse()).context("the argument is the seed, a number")?;
+    let seed =
+        std::env::args().nth(1).map_or(Ok(0), |seed| seed.parse()).context("the argument is the seed, a number")?;
     let config = TrainConfig {
         seed,
         n_steps: 100,

@@ -10,7 +10,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::Device;
-use grpo::{BoxError, GroupSampler, GroupSize, Prompt, Reward, RewardSet, RolloutConfig, RunFolder, TrainConfig, Trainer};
+use grpo::{
+    BoxError, GroupSampler, GroupSize, Prompt, Reward, RewardSet, RolloutConfig, RunFolder, TrainConfig, Trainer,
+};
 use grpo_policies::simplear::{SimpleAr, Stage};
 use image::RgbImage;
 

@@ -78,7 +78,11 @@ fn plot(name: &str, curve: &Curve) -> String {
         .filter(|(_, value)| value.is_finite())
         .map(|&(step, value)| format!("{:.1},{:.1}", x(step), y(value)))
         .collect();
-    let _ = write!(svg, "<polyline points=\"{}\" fill=\"none\" stroke=\"#1f6feb\" stroke-width=\"1.5\"/>", points.join(" "));
+    let _ = write!(
+        svg,
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"#1f6feb\" stroke-width=\"1.5\"/>",
+        points.join(" ")
+    );
     svg
 }
 

@@ -64,7 +64,8 @@ impl Checkpoints {
             files.insert(name.to_string(), mark(&path)?);
         }
         let manifest = Manifest { step, state: state.clone(), files };
-        let text = serde_json::to_vec_pretty(&manifest).map_err(|error| Error::checkpoint(&partial, error.to_string()))?;
+        let text =
+            serde_json::to_vec_pretty(&manifest).map_err(|error| Error::checkpoint(&partial, error.to_string()))?;
         write_synced(&partial.join(MANIFEST), &text)?;
         if target.exists() {
             fs::remove_dir_all(&target).map_err(at)?;
@@ -153,7 +154,8 @@ impl Checkpoint {
                 Error::checkpoint(&self.path, format!("it has no parameter `{name}`; it is of another policy"))
             })?;
             if saved.dims() != var.dims() {
-                let message = format!("parameter `{name}` has shape {:?}; the policy needs {:?}", saved.dims(), var.dims());
+                let message =
+                    format!("parameter `{name}` has shape {:?}; the policy needs {:?}", saved.dims(), var.dims());
                 return Err(Error::checkpoint(&self.path, message));
             }
             var.set(&saved.to_device(var.device())?.to_dtype(var.dtype())?)?;
@@ -215,7 +217,10 @@ fn mark(path: &Path) -> Result<FileMark> {
 fn check_file(path: &Path, expected: &FileMark) -> Result<()> {
     let got = mark(path)?;
     if got.bytes != expected.bytes {
-        let message = format!("it has {} bytes; its manifest says {}: it is truncated, choose another step", got.bytes, expected.bytes);
+        let message = format!(
+            "it has {} bytes; its manifest says {}: it is truncated, choose another step",
+            got.bytes, expected.bytes
+        );
         return Err(Error::checkpoint(path, message));
     }
     if got != *expected {

@@ -68,7 +68,10 @@ impl Objective {
             return Err(Error::config(format!("kl_weight is {}; give 0 or a positive number", self.kl_weight)));
         }
         if !(self.advantage.eps >= 0.0 && self.advantage.eps.is_finite()) {
-            return Err(Error::config(format!("advantage.eps is {}; give 0 or a small positive number", self.advantage.eps)));
+            return Err(Error::config(format!(
+                "advantage.eps is {}; give 0 or a small positive number",
+                self.advantage.eps
+            )));
         }
         if self.n_epochs == 0 {
             return Err(Error::config("n_epochs is 0; the batch needs at least 1 optimiser step"));
@@ -236,19 +239,16 @@ mod tests {
         let objective = Objective { kl_weight: 0.3, ..Default::default() };
         let targets = targets(&[[-1.0, -1.0], [-1.1, -0.7]], &[1.5, -0.5]);
         let at = [[-0.95f32, -1.35], [-1.0, -0.75]];
-        let gradient: Vec<Vec<f32>> =
-            loss(&tensor(&at), &targets, &objective).unwrap().gradient.to_vec2().unwrap();
-        for row in 0..2 {
-            for column in 0..2 {
-                let shifted = |by: f32| {
-                    let mut moved = at;
-                    moved[row][column] += by;
-                    loss(&tensor(&moved), &targets, &objective).unwrap().value
-                };
-                let slope = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
-                let got = f64::from(gradient[row][column]);
-                assert!((got - slope).abs() < 1e-4, "[{row}, {column}]: {got} is not {slope}");
-            }
+        let gradient: Vec<Vec<f32>> = loss(&tensor(&at), &targets, &objective).unwrap().gradient.to_vec2().unwrap();
+        let value_at = |row: usize, column: usize, by: f32| {
+            let mut moved = at;
+            moved[row][column] += by;
+            loss(&tensor(&moved), &targets, &objective).unwrap().value
+        };
+        for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let slope = (value_at(row, column, 1e-2) - value_at(row, column, -1e-2)) / 2e-2;
+            let got = f64::from(gradient[row][column]);
+            assert!((got - slope).abs() < 1e-4, "[{row}, {column}]: {got} is not {slope}");
         }
     }
 

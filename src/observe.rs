@@ -273,7 +273,13 @@ impl Console {
 
 /// The numbers a person watches, where the step has them.
 fn brief(metrics: &Metrics) -> String {
-    let shown = [("reward", "reward"), ("reward_group_std", "group std"), ("kl", "kl"), ("entropy", "entropy"), ("grad_norm", "grad")];
+    let shown = [
+        ("reward", "reward"),
+        ("reward_group_std", "group std"),
+        ("kl", "kl"),
+        ("entropy", "entropy"),
+        ("grad_norm", "grad"),
+    ];
     let parts: Vec<String> = shown
         .iter()
         .filter_map(|(name, label)| metrics.get(*name).map(|value| format!("{label} {value:.3}")))
@@ -287,7 +293,7 @@ impl<P: Policy> Observer<P> for Console {
         if let Some(bar) = &self.bar {
             bar.set_message(line.clone());
             bar.inc(1);
-        } else if report.step % (report.n_steps / 20).max(1) == 0 || report.step + 1 == report.n_steps {
+        } else if report.step.is_multiple_of((report.n_steps / 20).max(1)) || report.step + 1 == report.n_steps {
             self.say(&format!("step {:>5}/{}  {line}", report.step + 1, report.n_steps));
         }
         Ok(())

@@ -187,7 +187,9 @@ impl AdamW {
                 tensor.dims(),
                 like.dims()
             ))),
-            None => Err(Error::config(format!("optimiser state `{key}` is missing; the checkpoint is of another policy"))),
+            None => {
+                Err(Error::config(format!("optimiser state `{key}` is missing; the checkpoint is of another policy")))
+            }
         };
         for (name, moments) in &mut self.moments {
             moments.first = take(format!("first.{name}"), &moments.first)?;
@@ -294,7 +296,10 @@ impl InplaceOp3 for Update {
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
     let (start, end) = contiguous(layout)?;
-    storage.as_slice::<f32>()?.get(start..end).ok_or_else(|| candle_core::Error::msg("operand is shorter than its layout"))
+    storage
+        .as_slice::<f32>()?
+        .get(start..end)
+        .ok_or_else(|| candle_core::Error::msg("operand is shorter than its layout"))
 }
 
 fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
@@ -304,7 +309,9 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::R
 }
 
 fn contiguous(layout: &Layout) -> candle_core::Result<(usize, usize)> {
-    layout.contiguous_offsets().ok_or_else(|| candle_core::Error::msg("the optimiser's kernel takes contiguous operands only"))
+    layout
+        .contiguous_offsets()
+        .ok_or_else(|| candle_core::Error::msg("the optimiser's kernel takes contiguous operands only"))
 }
 
 #[cfg(test)]
@@ -329,9 +336,7 @@ mod tests {
     #[test]
     fn three_steps_equal_pytorch() {
         let golden: serde_json::Value = serde_json::from_str(include_str!("../tests/golden/adamw.json")).unwrap();
-        let row = |key: &str, at: usize| -> Vec<f32> {
-            serde_json::from_value(golden[key][at].clone()).unwrap()
-        };
+        let row = |key: &str, at: usize| -> Vec<f32> { serde_json::from_value(golden[key][at].clone()).unwrap() };
         let (params, var) = one_param(&row("params", 0));
         let config = OptimConfig { lr: 0.1, weight_decay: 0.05, max_grad_norm: 1e9, ..Default::default() };
         let mut adamw = AdamW::new(params, config).unwrap();
@@ -380,7 +385,8 @@ mod tests {
 
     #[test]
     fn rates_warm_up_and_fall() {
-        let config = OptimConfig { lr: 1.0, n_warmup: 1, schedule: Schedule::Cosine { min_ratio: 0.1 }, ..Default::default() };
+        let config =
+            OptimConfig { lr: 1.0, n_warmup: 1, schedule: Schedule::Cosine { min_ratio: 0.1 }, ..Default::default() };
         let rates: Vec<f64> = (0..5).map(|step| config.rate(step, 5)).collect();
         let expected = [0.5, 1.0, 0.1 + 0.9 * 0.75, 0.1 + 0.9 * 0.25, 0.1];
         for (got, expected) in rates.iter().zip(expected) {

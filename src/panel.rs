@@ -62,33 +62,50 @@ fn cells<'a, P: Policy>(group: &'a Group<P>, advantages: Option<&Vec<f32>>, name
     group.ranking().into_iter().filter_map(cell).collect()
 }
 
+/// Sizes that all cells of a panel share.
+struct Grid {
+    cell_width: u32,
+    picture_height: u32,
+    row_height: u32,
+}
+
+impl Grid {
+    fn of<'a, 'b: 'a>(cells: impl Iterator<Item = &'a Cell<'b>> + Clone) -> Self {
+        let widest = cells.clone().map(|cell| cell.picture.width()).max().unwrap_or(1).max(1);
+        let cell_width = if widest < MIN_CELL { widest * MIN_CELL.div_ceil(widest) } else { widest.min(MAX_CELL) };
+        let picture_height = cells.clone().map(|cell| scaled_height(cell, cell_width)).max().unwrap_or(1);
+        let lines = cells.map(|cell| cell.caption.len()).max().unwrap_or(0) as u32;
+        Self { cell_width, picture_height, row_height: LINE + GAP + picture_height + GAP + lines * LINE + 2 * GAP }
+    }
+
+    /// One cell with its upper left corner at `(left, top)`.
+    fn place(&self, canvas: &mut RgbImage, cell: &Cell<'_>, (left, top): (u32, u32)) {
+        let filter = if cell.picture.width() < self.cell_width { FilterType::Nearest } else { FilterType::Triangle };
+        let picture = imageops::resize(cell.picture, self.cell_width, scaled_height(cell, self.cell_width), filter);
+        imageops::replace(canvas, &picture, i64::from(left), i64::from(top));
+        for (line, (text, colour)) in cell.caption.iter().enumerate() {
+            let text: String = text.chars().take((self.cell_width / LETTER) as usize).collect();
+            write(canvas, left, top + self.picture_height + GAP + line as u32 * LINE, &text, *colour);
+        }
+    }
+}
+
+fn scaled_height(cell: &Cell<'_>, width: u32) -> u32 {
+    let height = u64::from(cell.picture.height()) * u64::from(width) / u64::from(cell.picture.width().max(1));
+    height.clamp(1, 4096) as u32
+}
+
 fn draw(rows: &[(String, Vec<Cell<'_>>)]) -> RgbImage {
-    let every = || rows.iter().flat_map(|(_, cells)| cells);
-    let widest = every().map(|cell| cell.picture.width()).max().unwrap_or(1).max(1);
-    let cell_width = if widest < MIN_CELL { widest * MIN_CELL.div_ceil(widest) } else { widest.min(MAX_CELL) };
-    let height_of = |cell: &Cell<'_>| {
-        let picture = cell.picture;
-        (u64::from(picture.height()) * u64::from(cell_width) / u64::from(picture.width().max(1))).clamp(1, 4096) as u32
-    };
-    let picture_height = every().map(height_of).max().unwrap_or(1);
-    let lines = every().map(|cell| cell.caption.len()).max().unwrap_or(0) as u32;
-    let row_height = LINE + GAP + picture_height + GAP + lines * LINE + 2 * GAP;
+    let grid = Grid::of(rows.iter().flat_map(|(_, cells)| cells));
     let columns = rows.iter().map(|(_, cells)| cells.len()).max().unwrap_or(0) as u32;
-    let width = GAP + columns * (cell_width + GAP);
-    let mut canvas = RgbImage::from_pixel(width, rows.len() as u32 * row_height + GAP, PAPER);
+    let width = GAP + columns * (grid.cell_width + GAP);
+    let mut canvas = RgbImage::from_pixel(width, rows.len() as u32 * grid.row_height + GAP, PAPER);
     for (row, (prompt, cells)) in rows.iter().enumerate() {
-        let top = GAP + row as u32 * row_height;
+        let top = GAP + row as u32 * grid.row_height;
         write(&mut canvas, GAP, top, prompt, INK);
         for (column, cell) in cells.iter().enumerate() {
-            let left = GAP + column as u32 * (cell_width + GAP);
-            let filter = if cell.picture.width() < cell_width { FilterType::Nearest } else { FilterType::Triangle };
-            let picture = imageops::resize(cell.picture, cell_width, height_of(cell), filter);
-            imageops::replace(&mut canvas, &picture, i64::from(left), i64::from(top + LINE + GAP));
-            for (line, (text, colour)) in cell.caption.iter().enumerate() {
-                let at = top + LINE + GAP + picture_height + GAP + line as u32 * LINE;
-                let fits = (cell_width / LETTER) as usize;
-                write(&mut canvas, left, at, &text.chars().take(fits).collect::<String>(), *colour);
-            }
+            let left = GAP + column as u32 * (grid.cell_width + GAP);
+            grid.place(&mut canvas, cell, (left, top + LINE + GAP));
         }
     }
     canvas
@@ -96,19 +113,14 @@ fn draw(rows: &[(String, Vec<Cell<'_>>)]) -> RgbImage {
 
 /// Writes one line; letters without a glyph become `?`, and what does not fit is cut off.
 fn write(canvas: &mut RgbImage, left: u32, top: u32, text: &str, colour: Rgb<u8>) {
-    for (at, letter) in text.chars().enumerate() {
-        let Some(glyph) = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::BASIC_FONTS.get('?')) else { continue };
-        let x0 = left + at as u32 * LETTER;
-        if x0 + LETTER > canvas.width() {
-            return;
-        }
-        for (y, bits) in glyph.iter().enumerate() {
-            for x in (0..LETTER).filter(|x| bits >> x & 1 == 1) {
-                let (x, y) = (x0 + x, top + y as u32);
-                if y < canvas.height() {
-                    canvas.put_pixel(x, y, colour);
-                }
-            }
+    let fits = (canvas.width().saturating_sub(left) / LETTER) as usize;
+    for (at, letter) in text.chars().take(fits).enumerate() {
+        let glyph = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::BASIC_FONTS.get('?')).unwrap_or_default();
+        let dots = glyph.iter().zip(top..).flat_map(|(bits, y)| {
+            (0..LETTER).filter(move |x| bits >> x & 1 == 1).map(move |x| (left + at as u32 * LETTER + x, y))
+        });
+        for (x, y) in dots.filter(|(_, y)| *y < canvas.height()).collect::<Vec<_>>() {
+            canvas.put_pixel(x, y, colour);
         }
     }
 }
@@ -132,7 +144,9 @@ pub fn before_after(run: &RunFolder, n_prompts: usize) -> Result<RgbImage> {
     let (before, after) = (saved(first)?, saved(last)?);
     let rows: Vec<(&String, &Vec<Saved>, &Vec<Saved>)> = before
         .iter()
-        .filter_map(|(prompt, before)| after.iter().find(|(other, _)| other == prompt).map(|(_, after)| (prompt, before, after)))
+        .filter_map(|(prompt, before)| {
+            after.iter().find(|(other, _)| other == prompt).map(|(_, after)| (prompt, before, after))
+        })
         .collect();
     let step = rows.len().div_ceil(n_prompts.max(1)).max(1);
     let drawn: Vec<(String, Vec<Cell<'_>>)> = rows
@@ -140,7 +154,10 @@ pub fn before_after(run: &RunFolder, n_prompts: usize) -> Result<RgbImage> {
         .step_by(step)
         .map(|(prompt, before, after)| {
             let samples = before.iter().chain(after);
-            let cells = samples.map(|sample| Cell { picture: &sample.picture, caption: sample.caption.iter().map(|line| (line.clone(), INK)).collect() });
+            let cells = samples.map(|sample| Cell {
+                picture: &sample.picture,
+                caption: sample.caption.iter().map(|line| (line.clone(), INK)).collect(),
+            });
             (format!("{prompt}   (left: before, right: after)"), cells.collect())
         })
         .collect();

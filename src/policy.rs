@@ -87,12 +87,7 @@ pub trait Policy {
     ///
     /// The default uses candle's autograd on the graph of `log_probs`; a large model overrides it with its own
     /// backward, layer by layer.
-    fn backward(
-        &self,
-        log_probs: &LogProbs,
-        gradient: &Tensor,
-        gradients: &mut Gradients,
-    ) -> Result<(), BoxError> {
+    fn backward(&self, log_probs: &LogProbs, gradient: &Tensor, gradients: &mut Gradients) -> Result<(), BoxError> {
         let surrogate = (log_probs.values() * gradient.detach())?.sum_all()?;
         gradients.add_backward(&surrogate, &self.params())?;
         Ok(())

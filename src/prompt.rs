@@ -45,9 +45,8 @@ impl Prompt {
             let known: Vec<&str> = self.columns.keys().map(String::as_str).collect();
             Error::Column(format!("prompt `{}` has no column `{name}`; its columns are {known:?}", self.text))
         })?;
-        T::deserialize(value).map_err(|error| {
-            Error::Column(format!("column `{name}` of prompt `{}` is {value}: {error}", self.text))
-        })
+        T::deserialize(value)
+            .map_err(|error| Error::Column(format!("column `{name}` of prompt `{}` is {value}: {error}", self.text)))
     }
 }
 

@@ -125,7 +125,9 @@ impl<S> RewardSet<S> {
             return Err(Error::config(format!("weight of reward `{name}` is {weight}; give a finite number")));
         }
         if name.is_empty() || self.names().any(|other| other == name) {
-            return Err(Error::config(format!("reward name `{name}` is empty or taken; give each reward its own name")));
+            return Err(Error::config(format!(
+                "reward name `{name}` is empty or taken; give each reward its own name"
+            )));
         }
         self.members.push(Member { reward: Box::new(reward), weight });
         Ok(self)
@@ -160,8 +162,7 @@ impl<S> RewardSet<S> {
         }
         let mut rows = vec![Scores { values: vec![None; self.len()], total: 0.0 }; batch.len()];
         for (column, member) in self.members.iter().enumerate() {
-            let applies: Vec<usize> =
-                (0..batch.len()).filter(|&row| member.reward.applies_to(batch[row].0)).collect();
+            let applies: Vec<usize> = (0..batch.len()).filter(|&row| member.reward.applies_to(batch[row].0)).collect();
             let chosen: Vec<(&Prompt, &S)> = applies.iter().map(|&row| batch[row]).collect();
             let scores = member.checked_scores(&chosen)?;
             for (row, score) in applies.into_iter().zip(scores) {

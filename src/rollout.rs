@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crossbeam_channel::{Receiver, Sender};
 use serde::{Deserialize, Serialize};
 
 use crate::{Completion, Error, Policy, Prompt, Request, Result, RewardSet, Scores, Seed};
@@ -155,6 +156,37 @@ impl<S> Plan<S> {
         Ok(prompts.iter().map(group).collect())
     }
 
+    /// Sends samples chunk by chunk; returns the seconds it took. The scorer hangs up only on an error, which it returns.
+    fn sample_all<P: Policy<Sample = S>>(
+        &self,
+        policy: &P,
+        prompts: &[IndexedPrompt<'_>],
+        seed: Seed,
+        to_scorer: &Sender<Vec<Group<P>>>,
+    ) -> Result<f64> {
+        let mut sampling = 0.0;
+        for chunk in prompts.chunks(self.prompts_per_call) {
+            let start = Instant::now();
+            let sampled = self.sample(policy, chunk, seed)?;
+            sampling += start.elapsed().as_secs_f64();
+            if to_scorer.send(sampled).is_err() {
+                break;
+            }
+        }
+        Ok(sampling)
+    }
+
+    /// Scores chunks until there are no more; returns the groups and the seconds it took.
+    fn score_all<P: Policy<Sample = S>>(&self, chunks: &Receiver<Vec<Group<P>>>) -> Result<(Vec<Group<P>>, f64)> {
+        let (mut groups, mut scoring) = (Vec::new(), 0.0);
+        for chunk in chunks {
+            let start = Instant::now();
+            groups.extend(self.score(chunk)?);
+            scoring += start.elapsed().as_secs_f64();
+        }
+        Ok((groups, scoring))
+    }
+
     fn score<P: Policy<Sample = S>>(&self, mut groups: Vec<Group<P>>) -> Result<Vec<Group<P>>> {
         let batch: Vec<(&Prompt, &S)> = groups
             .iter()
@@ -210,31 +242,14 @@ impl<S> OverlappedSampler<S> {
 impl<P: Policy> Rollout<P> for OverlappedSampler<P::Sample> {
     fn collect(&mut self, policy: &P, prompts: &[IndexedPrompt<'_>], seed: Seed) -> Result<Vec<Group<P>>> {
         let plan = &self.plan;
-        let mut sampling = 0.0;
-        let scored = std::thread::scope(|scope| {
+        let (sampling, scored) = std::thread::scope(|scope| {
             let (to_scorer, chunks) = crossbeam_channel::bounded::<Vec<Group<P>>>(2);
-            let scorer = scope.spawn(move || -> Result<(Vec<Group<P>>, f64)> {
-                let (mut groups, mut scoring) = (Vec::new(), 0.0);
-                for chunk in chunks {
-                    let start = Instant::now();
-                    groups.extend(plan.score(chunk)?);
-                    scoring += start.elapsed().as_secs_f64();
-                }
-                Ok((groups, scoring))
-            });
-            for chunk in prompts.chunks(plan.prompts_per_call) {
-                let start = Instant::now();
-                let sampled = plan.sample(policy, chunk, seed)?;
-                sampling += start.elapsed().as_secs_f64();
-                // The scorer hangs up only on an error, which its result carries.
-                if to_scorer.send(sampled).is_err() {
-                    break;
-                }
-            }
+            let scorer = scope.spawn(move || plan.score_all(&chunks));
+            let sampling = plan.sample_all(policy, prompts, seed, &to_scorer);
             drop(to_scorer);
-            scorer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            (sampling, scorer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let (groups, scoring) = scored?;
+        let (sampling, (groups, scoring)) = (sampling?, scored?);
         self.times = BTreeMap::from([("sample".into(), sampling), ("score".into(), scoring)]);
         Ok(groups)
     }

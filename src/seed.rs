@@ -36,9 +36,9 @@ impl Seed {
     #[must_use]
     pub fn named(self, name: &str) -> Self {
         // FNV-1a: a fixed, documented hash; the standard library's may change between releases.
-        let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-        });
+        let hash = name
+            .bytes()
+            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
         self.fold(hash)
     }
 

@@ -19,7 +19,9 @@ impl ToyPolicy {
                 "the toy has {n_letters} letters and length {length}; it takes 2 to 26 letters and a positive length"
             )));
         }
-        Ok(Self { logits: Var::from_tensor(&Tensor::zeros((length, n_letters), candle_core::DType::F32, &Device::Cpu)?)? })
+        Ok(Self {
+            logits: Var::from_tensor(&Tensor::zeros((length, n_letters), candle_core::DType::F32, &Device::Cpu)?)?,
+        })
     }
 
     /// A copy that later training of this one does not move: a reference.

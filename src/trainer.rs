@@ -345,4 +345,3 @@ fn batch_of(prompts: &[Prompt], n: usize, seed: u64, step: usize) -> Vec<Indexed
     let order = Seed::new(seed).named("data").fold(epoch as u64).draws().permutation(prompts.len());
     order.iter().skip(part * n).take(n).map(|&idx| (idx, &prompts[idx])).collect()
 }
-

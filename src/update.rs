@@ -1,5 +1,6 @@
 //! One batch of scored samples becomes one or several optimiser steps.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
@@ -28,6 +29,41 @@ impl<'a, P: Policy> Row<'a, P> {
             })
         });
         rows.collect()
+    }
+}
+
+/// The rows with all that stays fixed while the parameters move.
+struct Batch<'a, P: Policy> {
+    rows: &'a [Row<'a, P>],
+    /// Log-probs of the choices when they were drawn, `[rows][T]`.
+    old: Vec<Vec<f32>>,
+    /// Log-probs of the choices under the reference, `[rows][T]`.
+    reference: Option<Vec<Vec<f32>>>,
+    /// The weight of each row's choices in the loss of the whole batch.
+    weights: Vec<f32>,
+}
+
+impl<P: Policy> Batch<'_, P> {
+    /// The constants of some rows, in the shape of their log-probs under the current weights.
+    fn targets(&self, log_probs: &LogProbs, part: Range<usize>) -> Result<Targets> {
+        let (n_rows, width) = log_probs.values().dims2()?;
+        let device = log_probs.values().device();
+        let tensor = |rows: &[Vec<f32>]| -> Result<Tensor> {
+            let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+            if rows.len() != n_rows || longest != width {
+                let (got, expected) = (vec![n_rows, width], vec![rows.len(), longest]);
+                return Err(Error::Shape { what: "the replayed log-probs", got, expected });
+            }
+            padded(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), width, device)
+        };
+        let advantages: Vec<f32> = self.rows[part.clone()].iter().map(|row| row.advantage).collect();
+        let weights = Tensor::from_slice(&self.weights[part.clone()], (n_rows, 1), device)?;
+        Ok(Targets {
+            old: tensor(&self.old[part.clone()])?,
+            reference: self.reference.as_ref().map(|rows| tensor(&rows[part])).transpose()?,
+            advantages: Tensor::from_vec(advantages, (n_rows, 1), device)?,
+            weights: log_probs.mask().broadcast_mul(&weights)?,
+        })
     }
 }
 
@@ -60,13 +96,16 @@ impl<P: Policy> Update<'_, P> {
         };
         let reference_s = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        let old = match self.policy.scoring() {
+        let old: Vec<Vec<f32>> = match self.policy.scoring() {
             Scoring::Exact => rows.iter().map(|row| row.sampled.to_vec()).collect(),
             Scoring::Conditional => self.score(self.policy, rows)?,
         };
+        let lengths: Vec<usize> = old.iter().map(Vec::len).collect();
+        let weights = token_weights(&lengths, self.objective.aggregation);
+        let batch = Batch { rows, old, reference, weights };
         let mut metrics = Metrics::new();
         for epoch in 0..self.objective.n_epochs {
-            let (gradients, totals) = self.gradients(rows, &old, reference.as_deref())?;
+            let (gradients, totals) = self.gradients(&batch)?;
             let norm = optimizer.step(&gradients, rate)?;
             if epoch == 0 {
                 // Later epochs have moved: only the first compares sampler and scorer on equal weights.
@@ -96,63 +135,21 @@ impl<P: Policy> Update<'_, P> {
         }
     }
 
-    fn gradients(
-        &self,
-        rows: &[Row<'_, P>],
-        old: &[Vec<f32>],
-        reference: Option<&[Vec<f32>]>,
-    ) -> Result<(Gradients, Totals)> {
-        let lengths: Vec<usize> = old.iter().map(Vec::len).collect();
-        let weights = token_weights(&lengths, self.objective.aggregation);
+    fn gradients(&self, batch: &Batch<'_, P>) -> Result<(Gradients, Totals)> {
         let (mut gradients, mut totals) = (Gradients::new(), Totals::default());
-        for start in (0..rows.len()).step_by(self.rows_per_backward) {
-            let range = start..(start + self.rows_per_backward).min(rows.len());
-            let part = &rows[range.clone()];
-            let log_probs = log_probs(self.policy, part)?;
-            let advantages: Vec<f32> = part.iter().map(|row| row.advantage).collect();
-            let targets = self.targets(
-                &log_probs,
-                &old[range.clone()],
-                reference.map(|rows| &rows[range.clone()]),
-                &advantages,
-                &weights[range.clone()],
-            )?;
-            let loss = loss(log_probs.values(), &targets, self.objective)?;
+        let n_rows = batch.rows.len();
+        for start in (0..n_rows).step_by(self.rows_per_backward) {
+            let part = start..(start + self.rows_per_backward).min(n_rows);
+            let log_probs = log_probs(self.policy, &batch.rows[part.clone()])?;
+            let loss = loss(log_probs.values(), &batch.targets(&log_probs, part.clone())?, self.objective)?;
             self.policy
                 .backward(&log_probs, &loss.gradient, &mut gradients)
                 .map_err(|source| Error::policy("backward", source))?;
             totals.loss += loss.value;
             totals.parts += loss.parts;
-            totals.add(&log_probs, part)?;
+            totals.add(&log_probs, &batch.rows[part])?;
         }
         Ok((gradients, totals))
-    }
-
-    fn targets(
-        &self,
-        log_probs: &LogProbs,
-        old: &[Vec<f32>],
-        reference: Option<&[Vec<f32>]>,
-        advantages: &[f32],
-        weights: &[f32],
-    ) -> Result<Targets> {
-        let (n_rows, width) = log_probs.values().dims2()?;
-        let device = log_probs.values().device();
-        let tensor = |rows: &[Vec<f32>]| -> Result<Tensor> {
-            let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
-            if rows.len() != n_rows || longest != width {
-                let (got, expected) = (vec![n_rows, width], vec![rows.len(), longest]);
-                return Err(Error::Shape { what: "the replayed log-probs", got, expected });
-            }
-            padded(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), width, device)
-        };
-        let weights = Tensor::from_slice(weights, (n_rows, 1), device)?;
-        Ok(Targets {
-            old: tensor(old)?,
-            reference: reference.map(tensor).transpose()?,
-            advantages: Tensor::from_slice(advantages, (n_rows, 1), device)?,
-            weights: log_probs.mask().broadcast_mul(&weights)?,
-        })
     }
 
     /// Log-probs of every row's choices under `policy`, without a gradient, `[rows][T]`.

@@ -1,5 +1,7 @@
 //! Runs that must agree do; the toy learns; a policy that would train wrongly is refused.
 
+#![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
+
 use candle_core::{DType, Device, Tensor, Var};
 use grpo::testing::{ToyPolicy, probability_of};
 use grpo::{
@@ -44,7 +46,10 @@ fn the_toy_learns_for_three_seeds() {
         trainer.run().unwrap();
         for position in 0..3 {
             let probability = probability_of(trainer.policy(), position, 0).unwrap();
-            assert!(probability > 0.7, "seed {seed}, position {position}: {probability} after 40 steps; it began at 0.2");
+            assert!(
+                probability > 0.7,
+                "seed {seed}, position {position}: {probability} after 40 steps; it began at 0.2"
+            );
         }
     }
 }
@@ -73,7 +78,8 @@ fn log_of(run: &RunFolder) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.metrics()).unwrap();
     let timeless = |line: &str| {
         let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
-        let volatile = |name: &String| ["time/", "throughput/", "memory/"].iter().any(|prefix| name.starts_with(prefix));
+        let volatile =
+            |name: &String| ["time/", "throughput/", "memory/"].iter().any(|prefix| name.starts_with(prefix));
         line.as_object_mut().unwrap().retain(|name, _| !volatile(name));
         line
     };
@@ -198,7 +204,12 @@ fn refusal(unused: Option<Var>, replay_scale: f64) -> String {
 fn a_parameter_without_a_gradient_is_refused_by_name() {
     let unused = Var::from_tensor(&Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap()).unwrap();
     let error = refusal(Some(unused), 1.0);
-    assert!(error.starts_with("self-check before training: 1 of 2 trainable tensors get no gradient from the log-probs: unused"), "{error}");
+    assert!(
+        error.starts_with(
+            "self-check before training: 1 of 2 trainable tensors get no gradient from the log-probs: unused"
+        ),
+        "{error}"
+    );
 }
 
 #[test]

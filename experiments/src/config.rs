@@ -209,8 +209,9 @@ pub struct StageFile {
 
 /// Reads a TOML file and the `key=value` changes to it; an error names the key, its place and what may stand there.
 pub fn read<T: DeserializeOwned>(path: &Path, changes: &[String]) -> Outcome<T> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::user(format!("{}: {error}; give a TOML file, such as experiments/shapes_clip.toml", path.display())))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Failure::user(format!("{}: {error}; give a TOML file, such as experiments/shapes_clip.toml", path.display()))
+    })?;
     let fault = |error: toml::de::Error| Failure::user(format!("{}: {}", path.display(), error.to_string().trim_end()));
     let parsed: T = toml::from_str(&text).map_err(fault)?;
     if changes.is_empty() {
@@ -220,9 +221,8 @@ pub fn read<T: DeserializeOwned>(path: &Path, changes: &[String]) -> Outcome<T> 
     for change in changes {
         apply(&mut table, change)?;
     }
-    T::deserialize(table).map_err(|error| {
-        Failure::user(format!("--set {}: {}", changes.join(" --set "), error.to_string().trim_end()))
-    })
+    T::deserialize(table)
+        .map_err(|error| Failure::user(format!("--set {}: {}", changes.join(" --set "), error.to_string().trim_end())))
 }
 
 /// Sets `a.b.c=value`; the value is TOML, or a string where it is none.

@@ -29,7 +29,8 @@ pub fn device(name: &str) -> Outcome<Device> {
     if !cfg!(feature = "cuda") {
         return Err(Failure::user(format!("--device {name}: this build has no CUDA; build with --features cuda")));
     }
-    Device::new_cuda(ordinal).map_err(|error| Failure::user(format!("--device {name}: {error}; see nvidia-smi for the devices there are")))
+    Device::new_cuda(ordinal)
+        .map_err(|error| Failure::user(format!("--device {name}: {error}; see nvidia-smi for the devices there are")))
 }
 
 /// A policy from its source; `folder` is that of `--policy`.
@@ -38,9 +39,13 @@ pub fn policy(source: PolicySource, folder: Option<&Path>, device: &Device) -> O
         (PolicySource::ShapesSft, None) => Ok(SimpleAr::shapes(Stage::Sft, device)?),
         (PolicySource::ShapesPretrained, None) => Ok(SimpleAr::shapes(Stage::Pretrained, device)?),
         // A folder given by flag stands in for the embedded miniature, at its image size.
-        (PolicySource::ShapesSft | PolicySource::ShapesPretrained, Some(folder)) => Ok(SimpleAr::load(folder, 64, 64, device)?),
+        (PolicySource::ShapesSft | PolicySource::ShapesPretrained, Some(folder)) => {
+            Ok(SimpleAr::load(folder, 64, 64, device)?)
+        }
         (PolicySource::Folder { height, width }, Some(folder)) => Ok(SimpleAr::load(folder, height, width, device)?),
-        (PolicySource::Folder { .. }, None) => Err(Failure::user("policy.folder needs --policy DIR, the checkpoint's folder")),
+        (PolicySource::Folder { .. }, None) => {
+            Err(Failure::user("policy.folder needs --policy DIR, the checkpoint's folder"))
+        }
     }
 }
 
@@ -63,7 +68,9 @@ pub fn rewards(sources: &[RewardSource]) -> Outcome<RewardSet<RgbImage>> {
         }?;
     }
     if set.is_empty() {
-        return Err(Failure::user("rewards is empty; name at least one, such as rewards = [{ clip = { weight = 1.0 } }]"));
+        return Err(Failure::user(
+            "rewards is empty; name at least one, such as rewards = [{ clip = { weight = 1.0 } }]",
+        ));
     }
     Ok(set)
 }

@@ -1,5 +1,7 @@
 //! The `grpo` command as a user meets it: what it makes, what it says of mistakes, and its exit code.
 
+#![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -30,12 +32,18 @@ fn mistake(folder: &Path, args: &[&str], words: &[&str]) {
 }
 
 const SMALL: [&str; 12] = [
-    "--set", "rewards=[{ brightness = {} }]",
-    "--set", "held_out.rewards=[{ brightness = {} }]",
-    "--set", "held_out.samples_per_prompt=2",
-    "--set", "rollout.prompts_per_step=2",
-    "--set", "rollout.group_size=4",
-    "--set", "n_steps=2",
+    "--set",
+    "rewards=[{ brightness = {} }]",
+    "--set",
+    "held_out.rewards=[{ brightness = {} }]",
+    "--set",
+    "held_out.samples_per_prompt=2",
+    "--set",
+    "rollout.prompts_per_step=2",
+    "--set",
+    "rollout.group_size=4",
+    "--set",
+    "n_steps=2",
 ];
 
 fn train(folder: &Path, more: &[&str]) -> Said {
@@ -68,7 +76,9 @@ fn training_leaves_a_folder_that_generate_goes_on_from() {
     let said = train(folder.path(), &["--set", "name=t"]);
     assert_eq!(said.code, 0, "{}", said.err);
     let run = folder.path().join("runs/t/0");
-    for file in ["config.toml", "meta.json", "metrics.jsonl", "curves.svg", "before_after.png", "policy/model.safetensors"] {
+    for file in
+        ["config.toml", "meta.json", "metrics.jsonl", "curves.svg", "before_after.png", "policy/model.safetensors"]
+    {
         assert!(run.join(file).exists(), "{file} is missing: {}", said.err);
     }
     assert!(said.err.contains("tensorboard --logdir"), "{}", said.err);
@@ -123,7 +133,11 @@ fn damaged_files_are_named() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
     mistake(folder.path(), &["eval", "geneval", "--policy", &path("absent")], &["absent", "there is no such folder"]);
     std::fs::write(path("broken.png"), b"not an image").unwrap();
-    mistake(folder.path(), &["score", "--reward", "brightness", "--prompt", "x", &path("broken.png")], &["broken.png", "PNG or JPEG"]);
+    mistake(
+        folder.path(),
+        &["score", "--reward", "brightness", "--prompt", "x", &path("broken.png")],
+        &["broken.png", "PNG or JPEG"],
+    );
 
     assert_eq!(train(folder.path(), &["--set", "name=t"]).code, 0);
     let policy = path("runs/t/0/policy");

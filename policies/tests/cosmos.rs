@@ -1,5 +1,7 @@
 //! The tokenizer against the three-dimensional original (`golden/cosmos.py`), and its contract.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test and its helpers fail by panicking")]
+
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
@@ -147,7 +149,13 @@ fn a_small_tokenizer_learns_four_pictures() {
     let mut tokenizer = fresh(small());
     let plan = TrainPlan {
         n_steps: 60,
-        optim: OptimConfig { lr: 5e-3, weight_decay: 0.0, n_warmup: 5, schedule: Schedule::Constant, ..OptimConfig::default() },
+        optim: OptimConfig {
+            lr: 5e-3,
+            weight_decay: 0.0,
+            n_warmup: 5,
+            schedule: Schedule::Constant,
+            ..OptimConfig::default()
+        },
     };
     let mut losses = Vec::new();
     let batch = |_| Ok((0..4).map(|seed| picture(seed, 32)).collect());

@@ -1,5 +1,7 @@
 //! The decoder against Hugging Face's, and against itself: cached and not, alone and in company.
 
+#![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -6,6 +6,7 @@ byte-pair tokenizer alone: no weights are loaded).
 import json
 import os
 import re
+import zlib
 
 import numpy as np
 import open_clip
@@ -60,6 +61,12 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def coordinates():
+    """`[1, 64, 2]`: column and row of each patch, from -1 to 1."""
+    line = torch.linspace(-1, 1, SIDE // 8)
+    return torch.stack([line.repeat(SIDE // 8), line.repeat_interleave(SIDE // 8)], -1)[None]
+
+
 class ImageTower(nn.Module):
     """`[B, 3, 64, 64]` to `[B, D]`: a stem of three strided convolutions to 8x8 tokens, layers, pooling.
 
@@ -76,6 +83,8 @@ class ImageTower(nn.Module):
         )
         self.position = nn.Parameter(torch.randn(1, (SIDE // 8) ** 2, width) * 0.02)
         self.seeing = nn.ModuleList(Block(width, 4, 2) for _ in range(n_seeing))
+        # What lies in a patch can be told without knowing where it is, so the upper half is told again.
+        self.place = nn.Parameter(coordinates() @ torch.randn(2, width) * 0.5 + torch.randn(1, (SIDE // 8) ** 2, width) * 0.05)
         self.relating = nn.ModuleList(Block(width, 4, 2) for _ in range(n_relating))
         self.norm = nn.LayerNorm(width)
         self.queries = nn.Linear(width, n_queries)
@@ -91,6 +100,7 @@ class ImageTower(nn.Module):
         return x
 
     def relate(self, x):
+        x = x + self.place
         for layer in self.relating:
             x = layer(x)
         x = self.norm(x)
@@ -182,7 +192,9 @@ class Corpus:
             # A scene may allow fewer than three false captions; repeating one leaves the loss as it is.
             false = row["negatives"] or ["a photo of five " + ("stars" if "star" not in row["caption"] else "rings")]
             row["negatives"] = (false * 3)[:3]
-        texts = sorted({text for row in self.rows for text in (row["caption"], row["long"], *row["negatives"])})
+        told = [[(row["caption"], row["negatives"]), *more_captions(row["long"])] for row in self.rows]
+        texts = {text for row in told for caption, false in row for text in (caption, *false)}
+        texts = sorted(texts | {row["long"] for row in self.rows})
         number = {text: at for at, text in enumerate(texts)}
         ids = torch.cat([tokenizer(texts[at : at + 4096]) for at in range(0, len(texts), 4096)])
         self.known_ids = sorted(set(ids.unique().tolist()) - {0})
@@ -191,6 +203,10 @@ class Corpus:
         self.caption = torch.tensor([number[row["caption"]] for row in self.rows])
         self.long = torch.tensor([number[row["long"]] for row in self.rows])
         self.negatives = torch.tensor([[number[text] for text in row["negatives"]] for row in self.rows])
+        # The last caption of a row is repeated up to three, so that each draws one of three with equal chances.
+        told = [(row * 3)[:3] for row in told]
+        self.captions = torch.tensor([[number[caption] for caption, _ in row] for row in told])
+        self.falsehoods = torch.tensor([[[number[text] for text in false] for _, false in row] for row in told])
         self.texts = texts
         said = [parse_text(text) for text in texts]
         self.said_kind = torch.tensor([[kind for kind, _ in phrases] for phrases in said])
@@ -244,6 +260,46 @@ def kind_of(color, name):
 def parse_long(text):
     """`[(color, class)]` of every object."""
     return [(color, PLURALS.get(name, name)) for _, color, name in PHRASE.findall(text)]
+
+
+def more_captions(text):
+    """What else is true of a picture of two different classes, with three false captions each: where, and how coloured.
+
+    A long caption names the ninth of the frame of each object. Two ninths of one row or column have a clear relation; of
+    two diagonal ones nothing is said.
+    """
+    parts = re.findall(r"an? (%s) (%s) (?:in|on) the ((?:top|bottom|left|right|center)(?: left| right)?)" % (
+        "|".join(COLORS), "|".join(CLASSES)), text)
+    if len(parts) != 2 or parts[0][1] == parts[1][1]:
+        return []
+    (a_color, a, a_area), (b_color, b, b_area) = parts
+    more = []
+    across = third(a_area, "left", "right") - third(b_area, "left", "right")
+    along = third(a_area, "top", "bottom") - third(b_area, "top", "bottom")
+    if (across == 0) != (along == 0):
+        says, denies = {True: ("right of", "left of"), False: ("left of", "right of")}[across > 0]
+        if across == 0:
+            says, denies = {True: ("below", "above"), False: ("above", "below")}[along > 0]
+        def say(first, word, second):
+            return f"a photo of a {first} {word} a {second}"
+        other = pick([name for name in CLASSES if name not in (a, b)], text)
+        more.append((say(a, says, b), [say(a, denies, b), say(b, says, a), say(a, says, other)]))
+    if a_color != b_color:
+        def paint(first, second):
+            article = ["an" if color == "orange" else "a" for color in (first, second)]
+            return f"a photo of {article[0]} {first} {a} and {article[1]} {second} {b}"
+        other = pick([color for color in COLORS if color not in (a_color, b_color)], text)
+        more.append((paint(a_color, b_color), [paint(b_color, a_color), paint(a_color, other), paint(other, b_color)]))
+    return more
+
+
+def pick(names, text):
+    """Any of the names, evenly spread over texts and the same in every run."""
+    return names[zlib.crc32(text.encode()) % len(names)]
+
+
+def third(area, low, high):
+    return (high in area.split()) - (low in area.split())
 
 
 def parse_text(text):

@@ -26,7 +26,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from export_onnx import export_model, versions
+from export_onnx import export_model, round_to_half, versions
 from tiny_clip import CLASSES, COLORS, Corpus, TinyClip, damage, decode_like, normalise, swap_patches
 
 IMPOSSIBLE = -1e4
@@ -38,6 +38,9 @@ class Batches:
     def __init__(self, corpus, rows, seed):
         self.corpus, self.rows = corpus, rows
         self.generator = torch.Generator().manual_seed(seed)
+        # What counting alone decides is learned long before what binds a colour or a place to a shape.
+        hard = {"position": 4.0, "color_attr": 3.0, "free": 3.0}
+        self.weights = torch.tensor([hard.get(corpus.tags[row], 1.0) for row in rows.tolist()])
         self.by_caption = {}
         for row in rows.tolist():
             self.by_caption.setdefault(int(corpus.caption[row]), []).append(row)
@@ -46,7 +49,7 @@ class Batches:
         return int(torch.randint(n, (1,), generator=self.generator))
 
     def draw(self, size):
-        anchors = self.rows[torch.randint(len(self.rows), (size // 2,), generator=self.generator)]
+        anchors = self.rows[torch.multinomial(self.weights, size // 2, generator=self.generator)]
         pairs = []
         for row in anchors.tolist():
             pictured = [text for text in self.corpus.negatives[row].tolist() if text in self.by_caption]
@@ -67,10 +70,11 @@ def caption_loss(model, corpus, rows, images, spoilt):
     """Pictures over short captions and false ones, short captions over pictures and damaged ones, both for long ones."""
     n, own = len(rows), torch.arange(len(rows))
     scale = model.scale()
-    texts = torch.cat([corpus.caption[rows], corpus.negatives[rows].flatten()])
+    variant = torch.randint(corpus.captions.shape[1], (n,))
+    texts = torch.cat([corpus.captions[rows, variant], corpus.falsehoods[rows, variant].flatten()])
     false = corpus.surely_false(rows, texts)
     # A caption listed as false for a picture is so even where counting alone cannot tell.
-    listed = (corpus.negatives[rows][:, :, None] == texts[None, None, :]).any(1)
+    listed = (corpus.falsehoods[rows].flatten(1)[:, :, None] == texts[None, None, :]).any(1)
     false |= listed
     embedded = corpus.embed(model, texts)
     logits = scale * images @ embedded.T
@@ -129,15 +133,29 @@ def see(model, images):
     return model.image.see(normalise(images).contiguous(memory_format=torch.channels_last))
 
 
-@torch.no_grad()
-def all_tokens(model, corpus, n_rows, generator):
-    """`[N, 64, width]` of freshly disturbed pictures and of freshly damaged ones, bf16."""
-    right, damaged = [], []
-    for rows in torch.arange(n_rows).split(256):
-        clean = corpus.images(rows)
-        right.append(see(model, as_sampled(clean, generator)).bfloat16())
-        damaged.append(see(model, decode_like(damage(clean, generator), generator)).bfloat16())
-    return torch.cat(right), torch.cat(damaged)
+class Seen:
+    """The lower half's tokens of some pictures, freshly disturbed and freshly damaged, and batches of those pictures."""
+
+    @torch.no_grad()
+    def __init__(self, model, batches, n_rows, generator):
+        corpus = batches.corpus
+        chosen = torch.multinomial(batches.weights, min(n_rows, len(batches.rows)), generator=batches.generator)
+        rows = batches.rows[chosen].sort().values
+        self.batches = Batches(corpus, rows, batches._below(2**31))
+        self.at = torch.zeros(len(corpus.rows), dtype=torch.long)
+        self.at[rows] = torch.arange(len(rows))
+        right, damaged = [], []
+        for part in rows.split(256):
+            clean = corpus.images(part)
+            right.append(see(model, as_sampled(clean, generator)).float())
+            damaged.append(see(model, decode_like(damage(clean, generator), generator)).float())
+        self.right, self.damaged = torch.cat(right), torch.cat(damaged)
+
+    def draw(self, size):
+        """Rows and the tokens of their pictures, then those of damaged pictures of the first third."""
+        rows = self.batches.draw(size)
+        at = self.at[rows]
+        return rows, torch.cat([self.right[at], self.damaged[at[: size // 3]]])
 
 
 @torch.no_grad()
@@ -171,8 +189,11 @@ def arguments():
     parser.add_argument("--data", required=True, help="folder with images.bin and captions.jsonl")
     parser.add_argument("--out", required=True, help="folder for image.onnx, text.onnx and clip.json")
     parser.add_argument("--weights", help="file for the torch weights, from which train_tiny_hps.py goes on")
+    parser.add_argument("--start", help="weights of an earlier run to go on from")
     parser.add_argument("--see", type=int, default=600, help="steps of the first stage")
     parser.add_argument("--relate", type=int, default=1500, help="steps of the second stage")
+    parser.add_argument("--cached", type=int, default=4000, help="pictures whose tokens are kept in the second stage")
+    parser.add_argument("--renew", type=int, default=300, help="steps of the second stage until others are kept")
     parser.add_argument("--together", type=int, default=300, help="steps of the third stage")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--minutes", type=float, default=1e9, help="at most this long in all: stages end early")
@@ -198,7 +219,7 @@ class Stage:
     def run(self, loss_of_step, report):
         """Returns the number of steps taken."""
         started, step = time.time(), 0
-        while (done := max(step / self.n_steps, (time.time() - started) / self.seconds)) < 1:
+        while (done := max(step / self.n_steps if self.n_steps else 1, (time.time() - started) / self.seconds)) < 1:
             warm = min(1.0, (step + 1) / 40)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * warm * 0.5 * (1 + math.cos(math.pi * done))
@@ -208,7 +229,7 @@ class Stage:
             torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             self.optimizer.step()
             step += 1
-            if step % 100 == 0 or step == 10:
+            if step % 50 == 0 or step == 10:
                 print(f"{self.name} {step} {time.time() - started:.0f}s loss {loss.item():.3f} {report()}", flush=True)
         return step
 
@@ -223,8 +244,11 @@ class Training:
         self.generator = torch.Generator(device=corpus.device).manual_seed(args.seed)
         self.autocast = lambda: torch.autocast(args.device.split(":")[0], torch.bfloat16)
 
-    def limits(self, n_steps, share):
-        return n_steps, share * 60 * self.args.minutes
+    def limits(self, stage):
+        """Its steps, and its share of the minutes among the stages there are."""
+        shares = {"see": 0.25, "relate": 0.5, "together": 0.25}
+        taken = sum(share for name, share in shares.items() if getattr(self.args, name))
+        return getattr(self.args, stage), shares[stage] / max(taken, 0.25) * 60 * self.args.minutes
 
     def held(self):
         return evaluate(self.model, self.corpus, self.held_out[:512], self.args.seed)
@@ -241,28 +265,26 @@ class Training:
                 tokens = see(self.model, as_sampled(self.corpus.images(rows), self.generator))
                 return self.sight.loss(tokens, self.corpus.patches[rows])
 
-        modules = [self.model.image.stem, self.model.image.seeing, self.sight, Position(self.model)]
-        return Stage("see", modules, self.args.lr, self.limits(self.args.see, 0.25)).run(loss, self.seen)
+        modules = [self.model.image.stem, self.model.image.seeing, self.sight, Bare(self.model.image.position)]
+        return Stage("see", modules, self.args.lr, self.limits("see")).run(loss, self.seen)
 
     def relate(self):
-        tokens = {}
+        seen = None
 
         def loss(step):
-            # New disturbances a few times, or the upper half would learn the old ones by heart.
-            if step % (self.args.relate // 3 + 1) == 0:
-                with self.autocast():
-                    tokens["right"], tokens["damaged"] = all_tokens(self.model, self.corpus, len(self.rows), self.generator)
-            rows = self.batches.draw(self.args.batch)
-            spoilt = rows[: self.args.batch // 3]
-            both = torch.cat([tokens["right"][rows], tokens["damaged"][spoilt]])
+            nonlocal seen
             with self.autocast():
-                images = self.model.image.relate(both.float()).float()
+                # Other pictures and disturbances now and then, or the upper half would learn them by heart.
+                if step % self.args.renew == 0:
+                    seen = Seen(self.model, self.batches, self.args.cached, self.generator)
+                rows, tokens = seen.draw(self.args.batch)
+                images = self.model.image.relate(tokens).float()
                 return caption_loss(self.model, self.corpus, rows, images[: len(rows)], images[len(rows) :])
 
         image = self.model.image
         modules = [image.relating, image.norm, image.queries, image.summed, image.mixed, image.projection, self.model.text]
-        modules.append(Scale(self.model))
-        return Stage("relate", modules, self.args.lr, self.limits(self.args.relate, 0.5)).run(loss, self.held)
+        modules += [Bare(image.place), Bare(self.model.log_scale)]
+        return Stage("relate", modules, self.args.lr, self.limits("relate")).run(loss, self.held)
 
     def together(self):
         def loss(_step):
@@ -275,24 +297,16 @@ class Training:
                 captions = caption_loss(self.model, self.corpus, rows, images[: len(rows)], images[len(rows) :])
                 return captions + self.sight.loss(tokens[: len(rows)], self.corpus.patches[rows])
 
-        stage = Stage("together", [self.model, self.sight], self.args.lr / 2, self.limits(self.args.together, 0.25))
+        stage = Stage("together", [self.model, self.sight], self.args.lr / 2, self.limits("together"))
         return stage.run(loss, self.held)
 
 
-class Position(torch.nn.Module):
-    """The position embedding as a module, so that a stage can train it."""
+class Bare(torch.nn.Module):
+    """A parameter that belongs to no module of its own, as one, so that a stage can train it."""
 
-    def __init__(self, model):
+    def __init__(self, parameter):
         super().__init__()
-        self.position = model.image.position
-
-
-class Scale(torch.nn.Module):
-    """The factor on cosines as a module, so that a stage can train it."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.log_scale = model.log_scale
+        self.parameter = parameter
 
 
 def main():
@@ -304,18 +318,23 @@ def main():
     n_held_out = min(2000, len(corpus.rows) // 10)
     rows = torch.arange(len(corpus.rows) - n_held_out)
     held_out = torch.arange(len(corpus.rows) - n_held_out, len(corpus.rows))
-    model = TinyClip(corpus.known_ids).to(args.device)
+    model = TinyClip(corpus.known_ids)
+    if args.start:
+        model.load_state_dict(torch.load(args.start, map_location="cpu", weights_only=True)["state"], strict=False)
+    model = model.to(args.device)
     n_params = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in ("image", "text")}
     print(f"{len(corpus.rows)} pictures, {len(corpus.texts)} texts of at most {corpus.length} ids, parameters {n_params}")
     started = time.time()
     training = Training(model, corpus, rows, held_out, args)
     n_steps = [training.see(), training.relate(), training.together()]
+    round_to_half(model)
     measured = evaluate(model, corpus, held_out, args.seed)
     print(json.dumps(measured))
     provenance = {
         "command": f"train_tiny_clip.py --see {args.see} --relate {args.relate} --together {args.together} --batch {args.batch} --lr {args.lr} --seed {args.seed}"
         + (f" --minutes {args.minutes}" if args.minutes < 1e9 else ""),
         "steps_taken": n_steps,
+        "start": args.start and os.path.basename(args.start),
         "minutes": round((time.time() - started) / 60, 1),
         "device": args.device,
         "n_pictures": len(corpus.rows),

@@ -20,7 +20,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from export_onnx import export_model, versions
+from export_onnx import export_model, round_to_half, versions
 from tiny_clip import GREY, SIDE, Corpus, TinyClip, damage, decode_like, normalise
 from train_tiny_clip import Batches, evaluate
 
@@ -153,6 +153,7 @@ def main():
     print("agreement before", before, flush=True)
     started = time.time()
     n_steps = train(model, corpus, rows, args)
+    round_to_half(model)
     measured = {
         "agreement_before": before,
         "agreement": agreement(model, corpus, held_out, args.seed),

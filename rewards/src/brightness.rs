@@ -28,20 +28,12 @@ impl Reward<RgbImage> for Brightness {
     fn score(&self, _prompt: &Prompt, sample: &RgbImage) -> Result<f32, BoxError> {
         let (width, height) = sample.dimensions();
         if width == 0 || height == 0 {
-            return Err(format!(
-                "image is {width} x {height} pixels; give one with at least one pixel"
-            )
-            .into());
+            return Err(format!("image is {width} x {height} pixels; give one with at least one pixel").into());
         }
         // Integers make the sum exact, whatever the size.
         let sum: u64 = sample
             .pixels()
-            .map(|pixel| {
-                LUMA.iter()
-                    .zip(pixel.0)
-                    .map(|(w, level)| w * u64::from(level))
-                    .sum::<u64>()
-            })
+            .map(|pixel| LUMA.iter().zip(pixel.0).map(|(w, level)| w * u64::from(level)).sum::<u64>())
             .sum();
         Ok((sum as f64 / (255_000.0 * f64::from(width) * f64::from(height))) as f32)
     }

@@ -66,7 +66,9 @@ impl Geneval {
         let scores: Vec<Vec<f32>> = groups.iter().map(Group::rewards).collect();
         let summary = Summary::of(&prompts, &scores)?;
         match self.json {
-            true => print(&serde_json::to_string(&summary).map_err(|error| Failure::from(anyhow::Error::from(error)))?)?,
+            true => {
+                print(&serde_json::to_string(&summary).map_err(|error| Failure::from(anyhow::Error::from(error)))?)?
+            }
             false => print(&summary.to_string())?,
         }
         if let (Some(file), Some(picture)) = (&self.panel, panel(&groups, &[], &["geneval".into()])) {

@@ -24,7 +24,7 @@ pub struct Pretrain {
     /// Where the checkpoint goes.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Take the visual tokenizer of this folder instead of training one.
+    /// Take the visual tokenizer of this folder instead of training one, such as OUT/cosmos of a run broken off.
     #[arg(long, value_name = "DIR")]
     cosmos: Option<PathBuf>,
     /// cpu, cuda or cuda:N.
@@ -40,14 +40,20 @@ impl Pretrain {
         let seed = Seed::new(file.seed);
         let cosmos = match &self.cosmos {
             Some(folder) => Cosmos::load(folder, &device)?,
-            None => train_cosmos(&file, &device)?,
+            None => {
+                let cosmos = train_cosmos(&file, &device)?;
+                // Kept before the longer half begins: a run that is broken off there goes on with --cosmos.
+                cosmos.save(self.out.join("cosmos"), Precision::Bf16)?;
+                cosmos
+            }
         };
         let side = DEFAULT_SIDE as usize;
         let grid = cosmos.grid(side, side)?;
         let text = TextTokenizer::of_words(shapes::vocabulary())?;
         let sizes = file.decoder.with_vocabulary(text.n_ids() as usize + cosmos.n_codes() as usize);
         let decoder = Decoder::init(sizes, seed.named("decoder"))?;
-        let decoder = Decoder::from_tensors(decoder.config().clone(), parts::on_device(decoder.tensors(), &device)?, true)?;
+        let decoder =
+            Decoder::from_tensors(decoder.config().clone(), parts::on_device(decoder.tensors(), &device)?, true)?;
         let mut policy = SimpleAr::new(decoder, Arc::new(cosmos), Arc::new(text), grid)?;
         stage(&mut policy, &file.stage, seed.named("pretrain"), Scenes::Free)?;
         policy.save(&self.out, Precision::Bf16)?;

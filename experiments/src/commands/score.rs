@@ -67,11 +67,13 @@ impl Score {
             let named: Vec<(&str, Option<f32>)> = names.iter().copied().zip(values).collect();
             match self.json {
                 true => {
-                    let by_name: serde_json::Map<_, _> = named.iter().map(|(name, value)| ((*name).to_string(), json!(value))).collect();
+                    let by_name: serde_json::Map<_, _> =
+                        named.iter().map(|(name, value)| ((*name).to_string(), json!(value))).collect();
                     print(&json!({"image": path, "prompt": self.prompt, "rewards": by_name}).to_string())?;
                 }
                 false => {
-                    let cells: String = named.iter().map(|(_, value)| format!("{:>15.4}", value.unwrap_or(f32::NAN))).collect();
+                    let cells: String =
+                        named.iter().map(|(_, value)| format!("{:>15.4}", value.unwrap_or(f32::NAN))).collect();
                     print(&format!("{cells}  {}", path.display()))?;
                 }
             }
@@ -81,6 +83,7 @@ impl Score {
 }
 
 fn open(path: &PathBuf) -> Outcome<RgbImage> {
-    let image = image::open(path).map_err(|error| Failure::user(format!("{}: {error}; give a PNG or JPEG file", path.display())))?;
+    let image = image::open(path)
+        .map_err(|error| Failure::user(format!("{}: {error}; give a PNG or JPEG file", path.display())))?;
     Ok(image.to_rgb8())
 }

@@ -39,7 +39,10 @@ impl Train {
         let resolved = toml::to_string(&file).map_err(|error| Failure::from(anyhow::Error::from(error)))?;
         let trainer = self.trainer(&file)?;
         if self.dry_run {
-            tell(&format!("{} trainable parameters; nothing was run", grpo::Policy::params(trainer.policy()).n_elements()));
+            tell(&format!(
+                "{} trainable parameters; nothing was run",
+                grpo::Policy::params(trainer.policy()).n_elements()
+            ));
             return Ok(());
         }
         let run = match self.resume {

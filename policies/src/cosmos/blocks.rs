@@ -238,6 +238,7 @@ fn repeat(x: &Tensor) -> CandleResult<Tensor> {
 }
 
 #[cfg(test)]
+#[expect(clippy::excessive_nesting, reason = "differences are taken element by element of each variable")]
 mod tests {
     use candle_core::{Device, Var};
     use grpo::Seed;
@@ -249,7 +250,8 @@ mod tests {
         let x = Tensor::arange(0f32, 24.0, &Device::Cpu).unwrap().reshape((1, 2, 4, 3)).unwrap();
         let large = repeat(&x).unwrap();
         assert_eq!(large.dims(), [1, 4, 8, 3]);
-        let corner: Vec<f32> = large.narrow(1, 3, 1).unwrap().narrow(2, 1, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let corner: Vec<f32> =
+            large.narrow(1, 3, 1).unwrap().narrow(2, 1, 1).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(corner, [12.0, 13.0, 14.0]);
         let back: Vec<f32> = average(&large).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(back, x.flatten_all().unwrap().to_vec1::<f32>().unwrap());

@@ -160,9 +160,8 @@ impl Convolution {
         let (_, h, w, inputs) = x.dims4()?;
         let outputs = dy.dim(3)?;
         let window = Window { stride: 1, ..self.window };
-        let parts = with_slice(x, |x| {
-            with_slice(dy, |dy| Ok(Images::new(x, (h, w, inputs), window).gradients(dy, outputs)))
-        })?;
+        let parts =
+            with_slice(x, |x| with_slice(dy, |dy| Ok(Images::new(x, (h, w, inputs), window).gradients(dy, outputs))))?;
         let mut sum = vec![0f32; weight.elem_count()]; // [ky, kx, I, O]
         vector::vectorised(|| parts.iter().for_each(|part| vector::add(&mut sum, part)));
         let mut gradient = vec![0f32; sum.len()]; // [O, I, ky, kx]
@@ -229,7 +228,7 @@ impl<'a> Images<'a> {
     }
 
     /// From the first number of the window of an output row's first pixel, at row `tap` of the window.
-    fn from_row(&self, image: usize, row: usize, tap: usize) -> &[f32] {
+    fn slice_from(&self, image: usize, row: usize, tap: usize) -> &[f32] {
         &self.pixels[(image * self.height + row * self.window.stride + tap) * self.width * self.channels..]
     }
 
@@ -241,7 +240,7 @@ impl<'a> Images<'a> {
         y.par_chunks_mut((width * outputs).max(1)).enumerate().for_each(|(index, y)| {
             y.chunks_exact_mut(outputs).for_each(|y| y.copy_from_slice(bias));
             for (tap, right) in panels.iter().enumerate() {
-                let data = self.from_row(index / rows, index % rows, tap);
+                let data = self.slice_from(index / rows, index % rows, tap);
                 let left = Left::Rows { data, stride: self.window.stride * self.channels, rows: width };
                 let depth = self.window.size * self.channels;
                 Product { left, right, depth, columns: outputs, out: y, out_stride: outputs }.add();
@@ -267,7 +266,7 @@ impl<'a> Images<'a> {
             let taps = self.window.size * self.channels;
             let mut gradient = vec![0f32; self.window.size * taps * outputs];
             for (tap, out) in gradient.chunks_exact_mut(taps * outputs).enumerate() {
-                let left = Left::Columns { data: self.from_row(image, 0, tap), stride: self.channels, rows: taps };
+                let left = Left::Columns { data: self.slice_from(image, 0, tap), stride: self.channels, rows: taps };
                 Product { left, right: &right, depth, columns: outputs, out, out_stride: outputs }.add();
             }
             gradient
@@ -337,6 +336,7 @@ pub(super) fn with_slice<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result
 }
 
 #[cfg(test)]
+#[expect(clippy::excessive_nesting, reason = "differences are taken element by element of each variable")]
 mod tests {
     use candle_core::{Device, Var};
     use grpo::Seed;
@@ -408,7 +408,11 @@ mod tests {
                     };
                     let slope = (at(0.5) - at(-0.5)) / 1.0;
                     at(0.0);
-                    assert!((slope - gradient[index]).abs() < 2e-3, "{window:?} {argument}: {slope} {}", gradient[index]);
+                    assert!(
+                        (slope - gradient[index]).abs() < 2e-3,
+                        "{window:?} {argument}: {slope} {}",
+                        gradient[index]
+                    );
                 }
             }
         }

@@ -17,7 +17,7 @@ struct Channel {
 impl Channel {
     fn new(level: u32) -> Self {
         let half = (level - 1) as f32 * (1.0 + 1e-3) / 2.0;
-        let offset = if level % 2 == 0 { 0.5 } else { 0.0 };
+        let offset = if level.is_multiple_of(2) { 0.5 } else { 0.0 };
         Self { level, half, offset, shift: (offset / half).atanh() }
     }
 

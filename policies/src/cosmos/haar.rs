@@ -23,12 +23,7 @@ fn split(x: &Tensor) -> Result<Tensor> {
     let corner = |dy: usize, dx: usize| blocks.narrow(2, dy, 1)?.narrow(4, dx, 1)?.reshape((n, h / 2, w / 2, c));
     let (a, b, c, d) = (corner(0, 0)?, corner(0, 1)?, corner(1, 0)?, corner(1, 1)?);
     let [above, below, above_high, below_high] = [(&a + &b)?, (&c + &d)?, (a - b)?, (c - d)?];
-    let bands = [
-        (&above + &below)?,
-        (&above_high + &below_high)?,
-        (above - below)?,
-        (above_high - below_high)?,
-    ];
+    let bands = [(&above + &below)?, (&above_high + &below_high)?, (above - below)?, (above_high - below_high)?];
     Tensor::cat(&bands, 3)? * 0.25
 }
 
@@ -38,8 +33,7 @@ fn merge(x: &Tensor) -> Result<Tensor> {
     let c = c / 4;
     let band = |index: usize| x.narrow(3, index * c, c);
     let (low, wide, tall, both) = (band(0)?, band(1)?, band(2)?, band(3)?);
-    let [above, below, above_high, below_high] =
-        [(&low + &tall)?, (low - tall)?, (&wide + &both)?, (wide - both)?];
+    let [above, below, above_high, below_high] = [(&low + &tall)?, (low - tall)?, (&wide + &both)?, (wide - both)?];
     let row = |low: &Tensor, high: &Tensor| Tensor::stack(&[(low + high)?, (low - high)?], 3); // [n, h, w, 2, c]
     Tensor::stack(&[row(&above, &above_high)?, row(&below, &below_high)?], 2)?.reshape((n, 2 * h, 2 * w, c))
 }

@@ -154,7 +154,7 @@ impl Cosmos {
     /// Rows and columns of codes of an image of this many rows and columns of pixels.
     pub fn grid(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         let side = self.config.spatial_compression;
-        if height == 0 || width == 0 || height % side != 0 || width % side != 0 {
+        if height == 0 || width == 0 || !height.is_multiple_of(side) || !width.is_multiple_of(side) {
             return Err(Error::config(format!(
                 "an image of {height} rows and {width} columns does not divide into codes of {side} x {side} pixels; \
                  resize it to multiples of {side}"
@@ -165,7 +165,9 @@ impl Cosmos {
 
     /// The codes of each image, row by row; images of one size.
     pub fn encode(&self, images: &[&RgbImage]) -> Result<Vec<Vec<u32>>> {
-        let Some(first) = images.first() else { return Ok(Vec::new()) };
+        let Some(first) = images.first() else {
+            return Ok(Vec::new());
+        };
         let (width, height) = first.dimensions();
         self.grid(height as usize, width as usize)?;
         self.in_pieces(images, height as usize * width as usize, |images| {

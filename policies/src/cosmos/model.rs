@@ -23,8 +23,7 @@ pub(super) struct Encoder {
 impl Encoder {
     pub(super) fn new(config: &CosmosConfig, source: &mut Source) -> Result<Self> {
         let (widths, steps) = (config.widths(), config.downs());
-        let conv_in =
-            Conv::new(source, "encoder.conv_in", Window::SAME, (config.patch_channels(), config.channels))?;
+        let conv_in = Conv::new(source, "encoder.conv_in", Window::SAME, (config.patch_channels(), config.channels))?;
         let mut width = config.channels;
         let mut levels = Vec::new();
         for (level, &to) in widths.iter().enumerate() {

@@ -8,7 +8,9 @@ use grpo::{Error, Result, Seed};
 /// Takes the tensor of this name and shape out of `tensors`.
 pub(super) fn take(tensors: &mut BTreeMap<String, Tensor>, name: &str, shape: &[usize]) -> Result<Tensor> {
     let Some(tensor) = tensors.remove(name) else {
-        return Err(Error::config(format!("tensor `{name}` of shape {shape:?} is missing; is this another model's file?")));
+        return Err(Error::config(format!(
+            "tensor `{name}` of shape {shape:?} is missing; is this another model's file?"
+        )));
     };
     if tensor.dims() != shape {
         return Err(Error::config(format!(

@@ -97,9 +97,7 @@ impl DeviceCache {
 /// Row numbers, each as often as told; an error unless there is one number per row and a row remains.
 pub(super) fn repeated(repeats: &[usize], rows: usize) -> Result<Vec<usize>> {
     if repeats.len() != rows || repeats.iter().all(|times| *times == 0) {
-        return Err(Error::config(format!(
-            "repeats {repeats:?} for {rows} rows; give one number per row, not all 0"
-        )));
+        return Err(Error::config(format!("repeats {repeats:?} for {rows} rows; give one number per row, not all 0")));
     }
     Ok(repeats.iter().enumerate().flat_map(|(row, times)| std::iter::repeat_n(row, *times)).collect())
 }

@@ -203,7 +203,9 @@ impl Arithmetic {
             return refuse(format!("hidden_act is `{act}`; only `silu` is built"));
         }
         if let Some(given) = self.head_dim.filter(|given| *given != head_dim) {
-            return refuse(format!("head_dim is {given}; only hidden_size / num_attention_heads = {head_dim} is built"));
+            return refuse(format!(
+                "head_dim is {given}; only hidden_size / num_attention_heads = {head_dim} is built"
+            ));
         }
         if self.use_sliding_window {
             return refuse("use_sliding_window is true; only full attention is built".to_owned());

@@ -13,9 +13,9 @@ use super::cache::RowCache;
 use super::weights::Layer;
 use super::{Decoder, DecoderConfig};
 use crate::ops::kernel::{Panels, Product};
-use crate::ops::rms_norm::normalise;
+use crate::ops::rms_norm::{normalise, normalise_rows};
 use crate::ops::rope::Rope;
-use crate::ops::swiglu::activate;
+use crate::ops::swiglu::activate_rows;
 use crate::ops::vector::{self, vectorised};
 use crate::ops::{host, tensor};
 
@@ -148,13 +148,11 @@ impl HostEngine {
         }
         for (index, layer) in self.layers.iter().enumerate() {
             self.project(layer, &mut buffers);
-            vectorised(|| {
-                for token in 0..ids.len() {
-                    let cache = &mut rows[token / each];
-                    let position = cache.length + token % each;
-                    self.attend(cache, &mut buffers, Place { layer: index, token, position, capacity });
-                }
-            });
+            for token in 0..ids.len() {
+                let cache = &mut rows[token / each];
+                let place = Place { layer: index, token, position: cache.length + token % each, capacity };
+                vectorised(|| self.attend(cache, &mut buffers, place));
+            }
             self.finish_layer(layer, &mut buffers);
         }
         for (row, (cache, hidden)) in rows.iter_mut().zip(hidden.chunks_exact_mut(width)).enumerate() {
@@ -180,12 +178,8 @@ impl HostEngine {
     }
 
     fn norm_all(&self, weight: &[f32], buffers: &mut Buffers) {
-        let width = self.config.hidden_size;
-        vectorised(|| {
-            for (out, x) in buffers.normed.chunks_exact_mut(width).zip(buffers.x.chunks_exact(width)) {
-                normalise(x, weight, self.config.rms_norm_eps as f32, out);
-            }
-        });
+        let eps = self.config.rms_norm_eps as f32;
+        vectorised(|| normalise_rows(&buffers.x, weight, eps, &mut buffers.normed));
     }
 
     fn project(&self, layer: &HostLayer, buffers: &mut Buffers) {
@@ -200,11 +194,7 @@ impl HostEngine {
         buffers.gate_up.fill(0.0);
         Product::of_rows(&buffers.normed, &layer.gate_up, &mut buffers.gate_up).add();
         let wide = self.config.intermediate_size;
-        vectorised(|| {
-            for (out, row) in buffers.active.chunks_exact_mut(wide).zip(buffers.gate_up.chunks_exact(2 * wide)) {
-                activate(row, out);
-            }
-        });
+        vectorised(|| activate_rows(&buffers.gate_up, wide, &mut buffers.active));
         Product::of_rows(&buffers.active, &layer.down, &mut buffers.x).add();
     }
 }

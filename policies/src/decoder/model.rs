@@ -55,11 +55,7 @@ impl Decoder {
     /// Weights by Hugging Face name, none missing, none unknown, each of its shape and finite.
     ///
     /// Computes on the device where the tensors lie. A decoder that is not `trainable` has no parameters.
-    pub fn from_tensors(
-        config: DecoderConfig,
-        tensors: BTreeMap<String, Tensor>,
-        trainable: bool,
-    ) -> Result<Self> {
+    pub fn from_tensors(config: DecoderConfig, tensors: BTreeMap<String, Tensor>, trainable: bool) -> Result<Self> {
         config.check()?;
         let tensors = weights::checked(&config, tensors)?;
         if !trainable {

@@ -35,12 +35,7 @@ impl Attention {
     pub(crate) fn apply(&self, qkv: &Tensor) -> Result<Tensor> {
         let (rows, length, width) = qkv.dims3()?;
         if rows != self.lengths.len() || width != self.width() {
-            bail!(
-                "attention got {:?}; expected [{}, length, {}]",
-                qkv.dims(),
-                self.lengths.len(),
-                self.width()
-            );
+            bail!("attention got {:?}; expected [{}, length, {}]", qkv.dims(), self.lengths.len(), self.width());
         }
         let longest = self.lengths.iter().copied().max().unwrap_or(0);
         if longest > length || length > self.rope.positions() {
@@ -112,16 +107,12 @@ impl Attention {
     fn gather(&self, row: &[f32], n: usize, head: usize) -> Vec<f32> {
         let d = self.head_dim;
         let mut out = vec![0.0; n * d];
-        let turned = head < self.heads + self.kv_heads;
-        vector::vectorised(|| {
-            let lines = out.chunks_exact_mut(d).zip(row.chunks_exact(self.width())).enumerate();
-            for (position, (out, line)) in lines {
-                out.copy_from_slice(&line[head * d..][..d]);
-                if turned {
-                    self.rope.rotate(out, position);
-                }
-            }
-        });
+        for (out, line) in out.chunks_exact_mut(d).zip(row.chunks_exact(self.width())) {
+            out.copy_from_slice(&line[head * d..][..d]);
+        }
+        if head < self.heads + self.kv_heads {
+            vector::vectorised(|| self.rotate(&mut out));
+        }
         out
     }
 
@@ -140,11 +131,7 @@ impl Attention {
                 let scores = &mut scores[..(end - first) * end];
                 self.scores(&queries[first * d..end * d], &keys, scores);
                 let log_sums = &mut log_sums[member * n + first..member * n + end];
-                vector::vectorised(|| {
-                    for (index, (scores, log_sum)) in scores.chunks_exact_mut(end).zip(log_sums).enumerate() {
-                        *log_sum = attend(scores, first + index + 1);
-                    }
-                });
+                vector::vectorised(|| attend_block(scores, first, log_sums));
                 let left = Left::Rows { data: scores, stride: end, rows: end - first };
                 let out = &mut out[(member * n + first) * d..(member * n + end) * d];
                 Product { left, right: &values, depth: end, columns: d, out, out_stride: d }.add();
@@ -249,6 +236,15 @@ fn attend(scores: &mut [f32], real: usize) -> f32 {
     top + sum.ln()
 }
 
+/// [`attend`] for the lines of a block whose first query is at position `first`.
+#[inline(always)]
+fn attend_block(scores: &mut [f32], first: usize, log_sums: &mut [f32]) {
+    let columns = first + log_sums.len();
+    for (index, (scores, log_sum)) in scores.chunks_exact_mut(columns).zip(log_sums).enumerate() {
+        *log_sum = attend(scores, first + index + 1);
+    }
+}
+
 /// Turns scores into weights by their known log-sum-exp.
 #[inline(always)]
 fn unattend(scores: &mut [f32], to_scores: &mut [f32], real: usize, log_sum: f32) {
@@ -336,9 +332,9 @@ impl CustomOp1 for HostAttention {
                 scatter(values, out, out_width, head * d, d);
             }
         }
-        let log_sums = parts.chunks_exact(plan.kv_heads).map(|parts| {
-            parts.iter().flat_map(|(_, log_sums)| log_sums).copied().collect()
-        });
+        let log_sums = parts
+            .chunks_exact(plan.kv_heads)
+            .map(|parts| parts.iter().flat_map(|(_, log_sums)| log_sums).copied().collect());
         // A second forward pass of the same operation would give the same numbers.
         let _ = self.log_sums.set(log_sums.collect());
         stored(out, (rows, length, out_width))
@@ -387,6 +383,13 @@ impl CustomOp1 for HostAttention {
 
 impl Attention {
     #[inline(always)]
+    fn rotate(&self, head: &mut [f32]) {
+        for (position, line) in head.chunks_exact_mut(self.head_dim).enumerate() {
+            self.rope.rotate(line, position);
+        }
+    }
+
+    #[inline(always)]
     fn unrotate(&self, head: &mut [f32]) {
         for (position, line) in head.chunks_exact_mut(self.head_dim).enumerate() {
             self.rope.rotate_back(line, position);
@@ -429,7 +432,7 @@ mod tests {
             let plan = plan(heads, kv_heads, d, &lengths);
             let longest = *lengths.iter().max().unwrap();
             let qkv = normal_var(1, &[lengths.len(), longest, plan.width()]);
-            check_operation(&[qkv.clone()], || plan.apply(&qkv), || plan.composite(&qkv));
+            check_operation(std::slice::from_ref(&qkv), || plan.apply(&qkv), || plan.composite(&qkv));
         }
     }
 

@@ -101,7 +101,7 @@ impl LogProbs {
         let sharpness = 1.0 / self.choice.temperature;
         let scale = grad * sharpness;
         for logit in logits.iter_mut() {
-            *logit = -scale * vector::exp(logit.mul_add(sharpness, -log_sum));
+            *logit = -scale * vector::exp(*logit * sharpness - log_sum);
         }
         logits[target as usize - self.choice.slice.start] += scale;
     }

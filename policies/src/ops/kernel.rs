@@ -181,18 +181,23 @@ impl Product<'_> {
         let columns = width.min(self.columns - first);
         for (r, sum) in sums.iter().enumerate() {
             let out = &mut self.out[(row + r) * self.out_stride + first..][..columns];
-            if columns == width {
-                for (slot, value) in S::as_mut_simd_f32s(out).0.iter_mut().zip(sum) {
-                    *slot = simd.add_f32s(*slot, *value);
-                }
-            } else {
-                let lanes = S::F32_LANES;
-                for (part, value) in out.chunks_mut(lanes).zip(sum) {
-                    let old = simd.partial_load_f32s(part);
-                    simd.partial_store_f32s(part, simd.add_f32s(old, *value));
-                }
-            }
+            if columns == width { add_whole(simd, out, sum) } else { add_part(simd, out, sum) }
         }
+    }
+}
+
+#[inline(always)]
+fn add_whole<S: Simd>(simd: S, out: &mut [f32], sum: &[S::f32s; VECTORS]) {
+    for (slot, value) in S::as_mut_simd_f32s(out).0.iter_mut().zip(sum) {
+        *slot = simd.add_f32s(*slot, *value);
+    }
+}
+
+#[inline(always)]
+fn add_part<S: Simd>(simd: S, out: &mut [f32], sum: &[S::f32s; VECTORS]) {
+    for (part, value) in out.chunks_mut(S::F32_LANES).zip(sum) {
+        let old = simd.partial_load_f32s(part);
+        simd.partial_store_f32s(part, simd.add_f32s(old, *value));
     }
 }
 
@@ -240,6 +245,7 @@ fn column_sums<S: Simd, const R: usize>(
 }
 
 #[cfg(test)]
+#[expect(clippy::excessive_nesting, reason = "every shape is tried with every layout")]
 mod tests {
     use super::*;
     use crate::ops::testing::normals;

@@ -90,13 +90,8 @@ impl CustomOp3 for LinearAdd {
         }
         let block = super::ROW_BLOCK * n.max(1);
         out.par_chunks_mut(block).enumerate().for_each(|(index, rows)| {
-            vector::vectorised(|| {
-                if addend.len() == n {
-                    rows.chunks_exact_mut(n).for_each(|row| vector::add(row, addend));
-                } else {
-                    vector::add(rows, &addend[index * block..]);
-                }
-            });
+            let addend = if addend.len() == n { addend } else { &addend[index * block..] };
+            vector::vectorised(|| add_to_block(rows, addend, n));
         });
         stored(out, shape)
     }
@@ -116,6 +111,16 @@ impl CustomOp3 for LinearAdd {
             grad.clone()
         };
         Ok((Some(grad.matmul(w)?), Some(grad.t()?.matmul(x)?), Some(to_addend)))
+    }
+}
+
+/// Adds line to line, or the one line there is to all.
+#[inline(always)]
+fn add_to_block(rows: &mut [f32], addend: &[f32], n: usize) {
+    if addend.len() == n {
+        rows.chunks_exact_mut(n).for_each(|row| vector::add(row, addend));
+    } else {
+        vector::add(rows, addend);
     }
 }
 

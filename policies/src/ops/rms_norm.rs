@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{host, ROW_BLOCK, is_host_f32, operand, ordered_sum, stored, tensor, vector};
+use super::{ROW_BLOCK, host, is_host_f32, operand, ordered_sum, stored, tensor, vector};
 
 /// Normalises the last dimension of `x`, `[.., h]`, with `weight` of `[h]`.
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -30,6 +30,14 @@ pub(crate) fn normalise(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let scale = vector::inverse_rms(x, eps);
     for ((slot, value), weight) in out.iter_mut().zip(x).zip(weight) {
         *slot = value * scale * weight;
+    }
+}
+
+/// [`normalise`] for each row of `[rows, h]`.
+#[inline(always)]
+pub(crate) fn normalise_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    for (out, x) in out.chunks_exact_mut(weight.len()).zip(x.chunks_exact(weight.len())) {
+        normalise(x, weight, eps, out);
     }
 }
 
@@ -69,13 +77,7 @@ impl CustomOp2 for RmsNorm {
         let width = weight.len().max(1);
         let mut out = vec![0.0; values.len()];
         let blocks = out.par_chunks_mut(ROW_BLOCK * width).zip(values.par_chunks(ROW_BLOCK * width));
-        blocks.for_each(|(out, x)| {
-            vector::vectorised(|| {
-                for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    normalise(x, weight, self.eps, out);
-                }
-            });
-        });
+        blocks.for_each(|(out, x)| vector::vectorised(|| normalise_rows(x, weight, self.eps, out)));
         stored(out, x_l.shape())
     }
 

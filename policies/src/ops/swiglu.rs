@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{host, ROW_BLOCK, is_host_f32, operand, stored, tensor, vector};
+use super::{ROW_BLOCK, host, is_host_f32, operand, stored, tensor, vector};
 
 /// Combines `[.., 2f]`, the gate in the first half and up in the second, into `[.., f]`.
 pub(crate) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
@@ -21,12 +21,14 @@ fn composite(gate_up: &Tensor) -> Result<Tensor> {
     gate.silu()? * up
 }
 
-/// One row of the forward pass; the sampler uses it too.
+/// The forward pass of rows whose halves are `width` wide; the sampler uses it too.
 #[inline(always)]
-pub(crate) fn activate(gate_up: &[f32], out: &mut [f32]) {
-    let (gate, up) = gate_up.split_at(out.len());
-    for ((slot, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        *slot = gate * vector::sigmoid(*gate) * up;
+pub(crate) fn activate_rows(gate_up: &[f32], width: usize, out: &mut [f32]) {
+    for (out, row) in out.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
+        let (gate, up) = row.split_at(width);
+        for ((slot, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *slot = gate * vector::sigmoid(*gate) * up;
+        }
     }
 }
 
@@ -40,6 +42,14 @@ fn gradient(gate_up: &[f32], grad: &[f32], out: &mut [f32]) {
         let silu = gate[i] * sigmoid;
         to_up[i] = grad * silu;
         to_gate[i] = grad * up[i] * (sigmoid + silu * (1.0 - sigmoid));
+    }
+}
+
+#[inline(always)]
+fn gradient_rows(gate_up: &[f32], grad: &[f32], width: usize, out: &mut [f32]) {
+    let rows = out.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
+    for ((out, row), grad) in rows.zip(grad.chunks_exact(width)) {
+        gradient(row, grad, out);
     }
 }
 
@@ -57,11 +67,7 @@ impl CustomOp1 for SwiGlu {
         let mut out = vec![0.0; values.len() / 2];
         let block = ROW_BLOCK * width.max(1);
         out.par_chunks_mut(block).zip(values.par_chunks(2 * block)).for_each(|(out, values)| {
-            vector::vectorised(|| {
-                for (out, row) in out.chunks_exact_mut(width).zip(values.chunks_exact(2 * width)) {
-                    activate(row, out);
-                }
-            });
+            vector::vectorised(|| activate_rows(values, width, out));
         });
         shape.push(width);
         stored(out, shape)
@@ -76,12 +82,7 @@ impl CustomOp1 for SwiGlu {
         let mut out = vec![0.0; values.len()];
         let blocks = out.par_chunks_mut(2 * block).zip(values.par_chunks(2 * block)).zip(grads.par_chunks(block));
         blocks.for_each(|((out, values), grads)| {
-            vector::vectorised(|| {
-                let rows = out.chunks_exact_mut(2 * width).zip(values.chunks_exact(2 * width));
-                for ((out, row), grad) in rows.zip(grads.chunks_exact(width)) {
-                    gradient(row, grad, out);
-                }
-            });
+            vector::vectorised(|| gradient_rows(values, grads, width, out));
         });
         Ok(Some(tensor(out, gate_up.shape())?))
     }
@@ -96,7 +97,7 @@ mod tests {
     fn forward_and_backward_agree_with_the_composite() {
         for shape in [vec![3, 8], vec![2, 70, 22]] {
             let x = normal_var(1, &shape);
-            check_operation(&[x.clone()], || swiglu(&x), || composite(&x));
+            check_operation(std::slice::from_ref(&x), || swiglu(&x), || composite(&x));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Row functions on slices: exponentials, sums and the softmax, vectorised by the compiler.
 //!
 //! Sums run over sixteen fixed lanes that are added in a fixed tree, so they do not depend on the machine's
-//! vector width. The functions are meant to be inlined into a loop under [`vectorised`].
+//! vector width. The functions are meant to be inlined into a loop under [`vectorised`]; none uses a fused
+//! multiply-add, which is a call into the library wherever that inlining does not happen.
 
 use pulp::Arch;
 
@@ -24,12 +25,12 @@ pub(crate) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.3, 88.3);
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, MAGIC);
+    let shifted = x * std::f32::consts::LOG2_E + MAGIC;
     let n = shifted - MAGIC;
-    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     let mut poly = 1.0 / 5040.0;
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        poly = r.mul_add(poly, coefficient);
+        poly = r * poly + coefficient;
     }
     let exponent = shifted.to_bits().wrapping_sub(MAGIC.to_bits()).wrapping_add(127);
     poly * f32::from_bits(exponent << 23)
@@ -74,7 +75,7 @@ fn tree(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
 /// The sum of products.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    lane_sum(a, b, |sum, x, y| x.mul_add(y, sum))
+    lane_sum(a, b, |sum, x, y| sum + x * y)
 }
 
 /// The sum.
@@ -120,13 +121,13 @@ pub(crate) fn add_weighted(out: &mut [f32], weights: &[f32], matrix: &[f32], str
         let line = |offset: usize| &matrix[(index * TOGETHER + offset) * stride..][..n];
         let (m0, m1, m2, m3) = (line(0), line(1), line(2), line(3));
         for i in 0..n {
-            out[i] = w3.mul_add(m3[i], w2.mul_add(m2[i], w1.mul_add(m1[i], w0.mul_add(m0[i], out[i]))));
+            out[i] = out[i] + w0 * m0[i] + w1 * m1[i] + w2 * m2[i] + w3 * m3[i];
         }
     }
     for (index, weight) in rest.iter().enumerate() {
         let line = &matrix[(fours.len() * TOGETHER + index) * stride..][..n];
         for i in 0..n {
-            out[i] = weight.mul_add(line[i], out[i]);
+            out[i] += weight * line[i];
         }
     }
 }

@@ -48,7 +48,10 @@ impl SimpleAr {
     /// Reads a checkpoint folder for images of `height` x `width` pixels, trainable.
     pub fn load(folder: &Path, height: usize, width: usize, device: &Device) -> Result<Self> {
         if !folder.is_dir() {
-            return Err(Error::file(folder, "there is no such folder; give one that holds config.json, model.safetensors, tokenizer.json and cosmos/"));
+            return Err(Error::file(
+                folder,
+                "there is no such folder; give one that holds config.json, model.safetensors, tokenizer.json and cosmos/",
+            ));
         }
         let read = |name: &str| {
             let path = folder.join(name);
@@ -71,7 +74,8 @@ impl SimpleAr {
             let path = folder.join(name);
             fs::write(&path, text).map_err(|error| Error::file(path, error))
         };
-        let config = serde_json::to_string_pretty(self.decoder.config()).map_err(|error| Error::config(error.to_string()))?;
+        let config =
+            serde_json::to_string_pretty(self.decoder.config()).map_err(|error| Error::config(error.to_string()))?;
         write(CONFIG, config + "\n")?;
         write(TOKENIZER, self.text.json().to_string())?;
         safetensors_file::write(folder.join(WEIGHTS), &self.decoder.tensors(), precision)?;
@@ -86,10 +90,7 @@ pub fn shapes_cosmos(device: &Device) -> Result<Cosmos> {
     Cosmos::from_bytes(config, include_bytes!("../../models/shapes/cosmos/model.safetensors"), device)
 }
 
-fn on_device(
-    tensors: BTreeMap<String, Tensor>,
-    device: &Device,
-) -> Result<BTreeMap<String, Tensor>> {
+fn on_device(tensors: BTreeMap<String, Tensor>, device: &Device) -> Result<BTreeMap<String, Tensor>> {
     let mut moved = BTreeMap::new();
     for (name, tensor) in tensors {
         moved.insert(name, tensor.to_dtype(DType::F32)?.to_device(device)?);

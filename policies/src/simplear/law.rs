@@ -63,7 +63,10 @@ impl Law {
     /// Refuses numbers that cannot be meant.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return Err(Error::config(format!("temperature is {}; give a positive number, 1 in the paper", self.temperature)));
+            return Err(Error::config(format!(
+                "temperature is {}; give a positive number, 1 in the paper",
+                self.temperature
+            )));
         }
         if self.top_k == Some(0) {
             return Err(Error::config("top_k is 0; give at least 1, or leave it out to keep all codes"));
@@ -72,7 +75,10 @@ impl Law {
             return Err(Error::config(format!("top_p is {}; give a number in (0, 1], 1 keeps all codes", self.top_p)));
         }
         if !(self.guidance >= 0.0 && self.guidance.is_finite()) {
-            return Err(Error::config(format!("guidance is {}; give 1 for none, 6 in SimpleAR's evaluations", self.guidance)));
+            return Err(Error::config(format!(
+                "guidance is {}; give 1 for none, 6 in SimpleAR's evaluations",
+                self.guidance
+            )));
         }
         Ok(())
     }

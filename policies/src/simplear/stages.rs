@@ -78,7 +78,10 @@ pub fn train_stage(
         return Err(Error::config("the policy is frozen; load it trainable"));
     }
     if !(0.0..=1.0).contains(&plan.caption_dropout) {
-        return Err(Error::config(format!("caption_dropout is {}; give a probability, 0.1 in the paper", plan.caption_dropout)));
+        return Err(Error::config(format!(
+            "caption_dropout is {}; give a probability, 0.1 in the paper",
+            plan.caption_dropout
+        )));
     }
     let mut adamw = AdamW::new(params.clone(), plan.optim)?;
     for step in 0..plan.n_steps {

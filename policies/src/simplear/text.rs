@@ -5,8 +5,7 @@ use serde_json::json;
 use tokenizers::Tokenizer;
 
 /// The special tokens that SimpleAR adds to its text tokenizer, in the order of their ids.
-pub const SPECIAL_TOKENS: [&str; 7] =
-    ["<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>"];
+pub const SPECIAL_TOKENS: [&str; 7] = ["<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>"];
 
 const UNKNOWN: &str = "<|unk|>";
 
@@ -26,7 +25,9 @@ impl TextTokenizer {
             .map_err(|error| Error::config(format!("tokenizer.json: {error}; give a Hugging Face tokenizer file")))?;
         let special = |token: &str| {
             tokenizer.token_to_id(token).ok_or_else(|| {
-                Error::config(format!("the tokenizer has no token `{token}`; use the one saved with a SimpleAR checkpoint"))
+                Error::config(format!(
+                    "the tokenizer has no token `{token}`; use the one saved with a SimpleAR checkpoint"
+                ))
             })
         };
         let (start, image_start) = (special("<|t2i|>")?, special("<|soi|>")?);

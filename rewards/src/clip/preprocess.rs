@@ -29,20 +29,11 @@ impl Preprocess {
     /// Appends the picture as `[3, size, size]`, normalised.
     pub fn append(self, image: &RgbImage, size: usize, pixels: &mut Vec<f32>) -> Result<()> {
         if image.width() == 0 || image.height() == 0 || size == 0 {
-            let message = format!(
-                "an image of {}x{} cannot be judged at size {size}",
-                image.width(),
-                image.height()
-            );
-            return Err(Error::config(format!(
-                "{message}; every side must be at least 1"
-            )));
+            let message = format!("an image of {}x{} cannot be judged at size {size}", image.width(), image.height());
+            return Err(Error::config(format!("{message}; every side must be at least 1")));
         }
         let resized: Vec<f32> = match self {
-            Self::PilU8 => resize::pillow(image, size)
-                .into_iter()
-                .map(|byte| f32::from(byte) / 255.0)
-                .collect(),
+            Self::PilU8 => resize::pillow(image, size).into_iter().map(|byte| f32::from(byte) / 255.0).collect(),
             Self::TensorAntialias => resize::tensor(image, size, Filter::Antialias),
             Self::TensorNoAntialias => resize::tensor(image, size, Filter::FourTaps),
         };

@@ -33,18 +33,12 @@ impl Value for u8 {
     fn weight(exact: f64) -> i32 {
         let scaled = exact * f64::from(1u32 << PRECISION);
         // The cast cuts towards zero, so a half away from zero rounds.
-        (if exact < 0.0 {
-            scaled - 0.5
-        } else {
-            scaled + 0.5
-        }) as i32
+        (if exact < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
     }
 
     fn mean(weighted: impl Iterator<Item = (u8, i32)>) -> u8 {
         let half = 1i32 << (PRECISION - 1);
-        let sum = weighted.fold(half, |sum, (value, weight)| {
-            sum.wrapping_add(i32::from(value) * weight)
-        });
+        let sum = weighted.fold(half, |sum, (value, weight)| sum.wrapping_add(i32::from(value) * weight));
         (sum >> PRECISION).clamp(0, 255) as u8
     }
 }
@@ -88,12 +82,7 @@ impl Axis {
         let resized = (size as u128 * source as u128 / short as u128) as usize;
         // Python's `round` takes halves to even, and so do the peers' crops.
         let crop_start = ((resized - size) as f64 / 2.0).round_ties_even() as usize;
-        Self {
-            source,
-            resized,
-            crop_start,
-            cropped: size,
-        }
+        Self { source, resized, crop_start, cropped: size }
     }
 
     fn taps<V: Value>(&self, filter: Filter) -> Vec<Taps<V::Weight>> {
@@ -103,16 +92,8 @@ impl Axis {
             Filter::Antialias => antialias_taps(pixel, scale, self.source),
             Filter::FourTaps => four_taps(pixel, scale, self.source),
         };
-        kept.map(|pixel| {
-            Taps(
-                exact(pixel)
-                    .0
-                    .into_iter()
-                    .map(|(at, weight)| (at, V::weight(weight)))
-                    .collect(),
-            )
-        })
-        .collect()
+        kept.map(|pixel| Taps(exact(pixel).0.into_iter().map(|(at, weight)| (at, V::weight(weight))).collect()))
+            .collect()
     }
 }
 
@@ -136,20 +117,7 @@ fn antialias_taps(pixel: usize, scale: f64, source: usize) -> Taps<f64> {
     let shrink = 1.0 / stretch;
     let weight = |x: usize| cubic((x as f64 - centre + 0.5) * shrink, PILLOW_SHARPNESS);
     let sum: f64 = (first..end).map(weight).sum();
-    Taps(
-        (first..end)
-            .map(|x| {
-                (
-                    x,
-                    if sum == 0.0 {
-                        weight(x)
-                    } else {
-                        weight(x) / sum
-                    },
-                )
-            })
-            .collect(),
-    )
+    Taps((first..end).map(|x| (x, if sum == 0.0 { weight(x) } else { weight(x) / sum })).collect())
 }
 
 fn four_taps(pixel: usize, scale: f64, source: usize) -> Taps<f64> {
@@ -172,21 +140,14 @@ pub(super) fn pillow(image: &RgbImage, size: usize) -> Vec<u8> {
 
 /// Resized and cropped as torchvision does on float tensors in `[0, 1]`: `[size, size, 3]`, never clamped.
 pub(super) fn tensor(image: &RgbImage, size: usize, filter: Filter) -> Vec<f32> {
-    let floats: Vec<f32> = image
-        .as_raw()
-        .iter()
-        .map(|&byte| f32::from(byte) / 255.0)
-        .collect();
+    let floats: Vec<f32> = image.as_raw().iter().map(|&byte| f32::from(byte) / 255.0).collect();
     resize(&floats, axes(image, size), filter)
 }
 
 fn axes(image: &RgbImage, size: usize) -> [Axis; 2] {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let short = width.min(height);
-    [
-        Axis::new(width, short, size),
-        Axis::new(height, short, size),
-    ]
+    [Axis::new(width, short, size), Axis::new(height, short, size)]
 }
 
 /// Both passes over interleaved RGB, the horizontal one first.
@@ -195,25 +156,15 @@ fn resize<V: Value>(source: &[V], [columns, rows]: [Axis; 2], filter: Filter) ->
     let column_taps = columns.taps::<V>(filter);
     for line in source.chunks_exact(columns.source * 3) {
         for taps in &column_taps {
-            narrow.extend((0..3).map(|channel| {
-                V::mean(
-                    taps.0
-                        .iter()
-                        .map(|&(x, weight)| (line[x * 3 + channel], weight)),
-                )
-            }));
+            narrow.extend(
+                (0..3).map(|channel| V::mean(taps.0.iter().map(|&(x, weight)| (line[x * 3 + channel], weight)))),
+            );
         }
     }
     let width = columns.cropped * 3;
     let mut square = Vec::with_capacity(rows.cropped * width);
     for taps in rows.taps::<V>(filter) {
-        square.extend((0..width).map(|at| {
-            V::mean(
-                taps.0
-                    .iter()
-                    .map(|&(y, weight)| (narrow[y * width + at], weight)),
-            )
-        }));
+        square.extend((0..width).map(|at| V::mean(taps.0.iter().map(|&(y, weight)| (narrow[y * width + at], weight)))));
     }
     square
 }

@@ -71,10 +71,7 @@ impl ClipReward {
     pub fn load_with_threads(folder: &Path, threads: NonZeroUsize) -> Result<Self> {
         let path = folder.join("clip.json");
         let text = std::fs::read_to_string(&path).map_err(|error| {
-            Error::file(
-                &path,
-                format!("{error}; a model folder holds image.onnx, text.onnx and clip.json"),
-            )
+            Error::file(&path, format!("{error}; a model folder holds image.onnx, text.onnx and clip.json"))
         })?;
         let sidecar = read_sidecar(&path, &text)?;
         let images = folder.join("image.onnx");
@@ -113,45 +110,18 @@ impl ClipReward {
         images: impl FnOnce([Port<'_>; 2]) -> Result<Session>,
         texts: impl FnOnce([Port<'_>; 2]) -> Result<Session>,
     ) -> Result<Self> {
-        let Sidecar {
-            image_size,
-            context,
-            embed_dim,
-            ..
-        } = sidecar;
+        let Sidecar { image_size, context, embed_dim, .. } = sidecar;
         let side = Some(image_size);
         let embedding: &[Option<usize>] = &[None, Some(embed_dim)];
         let images = images([
-            Port {
-                name: "pixel_values",
-                element: Element::F32,
-                shape: &[None, Some(3), side, side],
-            },
-            Port {
-                name: "image_embeds",
-                element: Element::F32,
-                shape: embedding,
-            },
+            Port { name: "pixel_values", element: Element::F32, shape: &[None, Some(3), side, side] },
+            Port { name: "image_embeds", element: Element::F32, shape: embedding },
         ])?;
         let texts = texts([
-            Port {
-                name: "input_ids",
-                element: Element::I64,
-                shape: &[None, Some(context)],
-            },
-            Port {
-                name: "text_embeds",
-                element: Element::F32,
-                shape: embedding,
-            },
+            Port { name: "input_ids", element: Element::I64, shape: &[None, Some(context)] },
+            Port { name: "text_embeds", element: Element::F32, shape: embedding },
         ])?;
-        Ok(Self {
-            sidecar,
-            images,
-            texts,
-            tokenizer: Tokenizer::new(),
-            cache: Mutex::new(BTreeMap::new()),
-        })
+        Ok(Self { sidecar, images, texts, tokenizer: Tokenizer::new(), cache: Mutex::new(BTreeMap::new()) })
     }
 
     /// What the model's sidecar says.
@@ -168,9 +138,7 @@ impl ClipReward {
             for image in chunk {
                 self.sidecar.preprocess.append(image, size, &mut pixels)?;
             }
-            let output = self
-                .images
-                .run(Input::F32(&pixels, &[chunk.len(), 3, size, size]))?;
+            let output = self.images.run(Input::F32(&pixels, &[chunk.len(), 3, size, size]))?;
             embeddings.extend(self.rows("image_embeds", &output, chunk.len())?);
         }
         Ok(embeddings)
@@ -180,10 +148,7 @@ impl ClipReward {
     pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
         let mut embeddings = Vec::with_capacity(texts.len());
         for chunk in texts.chunks(TEXT_BATCH) {
-            let ids: Vec<i64> = chunk
-                .iter()
-                .flat_map(|text| self.tokenizer.ids(text))
-                .collect();
+            let ids: Vec<i64> = chunk.iter().flat_map(|text| self.tokenizer.ids(text)).collect();
             let output = self.texts.run(Input::I64(&ids, &[chunk.len(), CONTEXT]))?;
             embeddings.extend(self.rows("text_embeds", &output, chunk.len())?);
         }
@@ -193,36 +158,21 @@ impl ClipReward {
     fn rows(&self, what: &'static str, output: &Output, n_rows: usize) -> Result<Vec<Vec<f32>>> {
         let expected = vec![n_rows, self.sidecar.embed_dim];
         if output.shape != expected {
-            return Err(Error::Shape {
-                what,
-                got: output.shape.clone(),
-                expected,
-            });
+            return Err(Error::Shape { what, got: output.shape.clone(), expected });
         }
-        Ok(output
-            .values
-            .chunks(self.sidecar.embed_dim)
-            .map(<[f32]>::to_vec)
-            .collect())
+        Ok(output.values.chunks(self.sidecar.embed_dim).map(<[f32]>::to_vec).collect())
     }
 
     /// The embeddings of these texts by text, each distinct one computed once and kept for later batches.
     fn text_table(&self, texts: BTreeSet<&str>) -> Result<BTreeMap<String, Vec<f32>>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing: Vec<&str> = texts
-            .iter()
-            .copied()
-            .filter(|text| !cache.contains_key(*text))
-            .collect();
+        let missing: Vec<&str> = texts.iter().copied().filter(|text| !cache.contains_key(*text)).collect();
         if cache.len() + missing.len() > CACHED_TEXTS {
             cache.retain(|text, _| texts.contains(text.as_str()));
         }
         let embeddings = self.embed_texts(&missing)?;
         cache.extend(missing.iter().map(|text| text.to_string()).zip(embeddings));
-        Ok(texts
-            .iter()
-            .filter_map(|text| Some((text.to_string(), cache.get(*text)?.clone())))
-            .collect())
+        Ok(texts.iter().filter_map(|text| Some((text.to_string(), cache.get(*text)?.clone()))).collect())
     }
 }
 
@@ -233,19 +183,11 @@ impl Reward<RgbImage> for ClipReward {
 
     fn score(&self, prompt: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
         let scores = self.score_batch(&[(prompt, image)])?;
-        scores
-            .first()
-            .copied()
-            .ok_or_else(|| "the image tower returned no embedding".into())
+        scores.first().copied().ok_or_else(|| "the image tower returned no embedding".into())
     }
 
     fn score_batch(&self, batch: &[(&Prompt, &RgbImage)]) -> Result<Vec<f32>, BoxError> {
-        let texts = self.text_table(
-            batch
-                .iter()
-                .map(|(prompt, _)| prompt.text.as_str())
-                .collect(),
-        )?;
+        let texts = self.text_table(batch.iter().map(|(prompt, _)| prompt.text.as_str()).collect())?;
         let images: Vec<&RgbImage> = batch.iter().map(|(_, image)| *image).collect();
         let embeddings = self.embed_images(&images)?;
         let score = |((prompt, _), image): (&(&Prompt, &RgbImage), &Vec<f32>)| {
@@ -278,26 +220,13 @@ impl Embedded {
 }
 
 fn read_sidecar(path: &Path, text: &str) -> Result<Sidecar> {
-    let sidecar: Sidecar = serde_json::from_str(text).map_err(|error| {
-        Error::file(
-            path,
-            format!("{error}; write it anew with rewards/export/export_clip.py"),
-        )
-    })?;
+    let sidecar: Sidecar = serde_json::from_str(text)
+        .map_err(|error| Error::file(path, format!("{error}; write it anew with rewards/export/export_clip.py")))?;
     if sidecar.context != CONTEXT {
-        return Err(Error::file(
-            path,
-            format!(
-                "context is {}; CLIP's tokenizer makes {CONTEXT} ids",
-                sidecar.context
-            ),
-        ));
+        return Err(Error::file(path, format!("context is {}; CLIP's tokenizer makes {CONTEXT} ids", sidecar.context)));
     }
     if sidecar.name.is_empty() || sidecar.image_size == 0 || sidecar.embed_dim == 0 {
-        return Err(Error::file(
-            path,
-            "name, image_size or embed_dim is empty; give a name and sizes of at least 1",
-        ));
+        return Err(Error::file(path, "name, image_size or embed_dim is empty; give a name and sizes of at least 1"));
     }
     Ok(sidecar)
 }
@@ -308,11 +237,6 @@ fn all_threads() -> NonZeroUsize {
 
 /// The cosine, summed in f64; the towers normalise, yet a foreign export may not.
 fn cosine(a: &[f32], b: &[f32]) -> f32 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter()
-            .zip(b)
-            .map(|(&a, &b)| f64::from(a) * f64::from(b))
-            .sum()
-    };
+    let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum() };
     (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()) as f32
 }

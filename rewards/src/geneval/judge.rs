@@ -35,12 +35,7 @@ pub struct Detection {
 impl Detection {
     /// An object of unknown colour.
     pub fn new(class: impl Into<String>, score: f32, bbox: [f32; 4]) -> Self {
-        Self {
-            class: class.into(),
-            score,
-            bbox,
-            color: None,
-        }
+        Self { class: class.into(), score, bbox, color: None }
     }
 
     /// Sets the colour.
@@ -87,30 +82,18 @@ pub fn judge(metadata: &Metadata, detections: &[Detection]) -> Verdict {
     for exclude in &metadata.exclude {
         let found = of_class(&exclude.class).len();
         if found >= exclude.count {
-            faults.push(format!(
-                "expected fewer than {} {}, found {found}",
-                exclude.count, exclude.class
-            ));
+            faults.push(format!("expected fewer than {} {}, found {found}", exclude.count, exclude.class));
         }
     }
-    Verdict {
-        correct: faults.is_empty(),
-        reason: faults.join("; "),
-    }
+    Verdict { correct: faults.is_empty(), reason: faults.join("; ") }
 }
 
 /// The boxes whose colours the rules will ask for, as indices into `detections`.
 pub(super) fn needing_color(metadata: &Metadata, detections: &[Detection]) -> Vec<usize> {
     let rows = keep_rows(metadata.tag, detections);
-    let colored = metadata
-        .include
-        .iter()
-        .filter(|include| include.color.is_some());
+    let colored = metadata.include.iter().filter(|include| include.color.is_some());
     let mut needed: Vec<usize> = colored
-        .filter_map(|include| {
-            rows.get(include.class.as_str())
-                .map(|rows| &rows[..include.count.min(rows.len())])
-        })
+        .filter_map(|include| rows.get(include.class.as_str()).map(|rows| &rows[..include.count.min(rows.len())]))
         .flatten()
         .copied()
         .collect();
@@ -121,22 +104,11 @@ pub(super) fn needing_color(metadata: &Metadata, detections: &[Detection]) -> Ve
 
 fn keep(tag: Tag, detections: &[Detection]) -> BTreeMap<&str, Vec<&Detection>> {
     let rows = keep_rows(tag, detections);
-    rows.into_iter()
-        .map(|(class, rows)| {
-            (
-                class,
-                rows.into_iter().map(|row| &detections[row]).collect(),
-            )
-        })
-        .collect()
+    rows.into_iter().map(|(class, rows)| (class, rows.into_iter().map(|row| &detections[row]).collect())).collect()
 }
 
 fn keep_rows(tag: Tag, detections: &[Detection]) -> BTreeMap<&str, Vec<usize>> {
-    let least = if tag == Tag::Counting {
-        MIN_SCORE_COUNTING
-    } else {
-        MIN_SCORE
-    };
+    let least = if tag == Tag::Counting { MIN_SCORE_COUNTING } else { MIN_SCORE };
     let mut kept: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (row, detection) in detections.iter().enumerate() {
         if detection.score > least {
@@ -157,23 +129,13 @@ fn check_include<'a>(
     groups: &[Option<&[&Detection]>],
 ) -> Result<&'a [&'a Detection], String> {
     let Include { class, count, .. } = include;
-    let taken = found
-        .get(..*count)
-        .ok_or_else(|| format!("expected at least {count} {class}, found {}", found.len()))?;
+    let taken =
+        found.get(..*count).ok_or_else(|| format!("expected at least {count} {class}, found {}", found.len()))?;
     if let Some(color) = &include.color {
-        let colored = taken
-            .iter()
-            .filter(|object| object.color.as_ref() == Some(color))
-            .count();
+        let colored = taken.iter().filter(|object| object.color.as_ref() == Some(color)).count();
         if colored < *count {
-            let colors: Vec<&str> = taken
-                .iter()
-                .map(|object| object.color.as_deref().unwrap_or("unknown"))
-                .collect();
-            return Err(format!(
-                "expected {count} {color} {class}, found {}",
-                colors.join(" and ")
-            ));
+            let colors: Vec<&str> = taken.iter().map(|object| object.color.as_deref().unwrap_or("unknown")).collect();
+            return Err(format!("expected {count} {color} {class}, found {}", colors.join(" and ")));
         }
     }
     let Some((relation, target)) = include.position else {
@@ -187,11 +149,7 @@ fn check_include<'a>(
             let actual = relations(object.bbox, target.bbox);
             if !actual.contains(&relation) {
                 let names: Vec<&str> = actual.iter().map(|relation| relation.name()).collect();
-                return Err(format!(
-                    "expected {class} {relation} {}, found [{}]",
-                    target.class,
-                    names.join(", ")
-                ));
+                return Err(format!("expected {class} {relation} {}, found [{}]", target.class, names.join(", ")));
             }
         }
     }
@@ -206,24 +164,13 @@ pub fn relations(a: [f32; 4], b: [f32; 4]) -> Vec<Relation> {
     let offset = [0, 1].map(|axis| (a[axis] + a[axis + 2]) / 2.0 - (b[axis] + b[axis + 2]) / 2.0);
     let reduced = [0, 1].map(|axis| {
         let sizes = (a[axis + 2] - a[axis]).abs() + (b[axis + 2] - b[axis]).abs();
-        (offset[axis].abs() - POSITION_SLACK * sizes)
-            .max(0.0)
-            .copysign(offset[axis])
+        (offset[axis].abs() - POSITION_SLACK * sizes).max(0.0).copysign(offset[axis])
     });
     if reduced.iter().all(|part| part.abs() < MIN_OFFSET) {
         return Vec::new();
     }
     let distance = offset[0].hypot(offset[1]);
     let [dx, dy] = reduced.map(|part| part / distance);
-    let holds = [
-        dx < -MIN_SHARE,
-        dx > MIN_SHARE,
-        dy < -MIN_SHARE,
-        dy > MIN_SHARE,
-    ];
-    Relation::ALL
-        .into_iter()
-        .zip(holds)
-        .filter_map(|(relation, holds)| holds.then_some(relation))
-        .collect()
+    let holds = [dx < -MIN_SHARE, dx > MIN_SHARE, dy < -MIN_SHARE, dy > MIN_SHARE];
+    Relation::ALL.into_iter().zip(holds).filter_map(|(relation, holds)| holds.then_some(relation)).collect()
 }

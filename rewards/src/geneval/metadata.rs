@@ -48,12 +48,7 @@ pub struct Include {
 impl Include {
     /// Objects of a class, of any colour and at any place.
     pub fn new(class: impl Into<String>, count: usize) -> Self {
-        Self {
-            class: class.into(),
-            count,
-            color: None,
-            position: None,
-        }
+        Self { class: class.into(), count, color: None, position: None }
     }
 }
 
@@ -77,14 +72,8 @@ pub enum Tag {
 
 impl Tag {
     /// All six, in the order of the published tables.
-    pub const ALL: [Self; 6] = [
-        Self::SingleObject,
-        Self::TwoObject,
-        Self::Counting,
-        Self::Colors,
-        Self::Position,
-        Self::ColorAttr,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::SingleObject, Self::TwoObject, Self::Counting, Self::Colors, Self::Position, Self::ColorAttr];
 
     /// The name in the metadata.
     pub fn name(self) -> &'static str {
@@ -159,23 +148,12 @@ impl Metadata {
     pub fn to_prompt(&self) -> Result<Prompt> {
         self.check()?;
         let column = |name: &str, value: serde_json::Result<serde_json::Value>| {
-            value.map_err(|error| {
-                Error::Column(format!(
-                    "column `{name}` of prompt `{}`: {error}",
-                    self.prompt
-                ))
-            })
+            value.map_err(|error| Error::Column(format!("column `{name}` of prompt `{}`: {error}", self.prompt)))
         };
         Ok(Prompt::new(&self.prompt)
             .with("tag", column("tag", serde_json::to_value(self.tag))?)
-            .with(
-                "include",
-                column("include", serde_json::to_value(&self.include))?,
-            )
-            .with(
-                "exclude",
-                column("exclude", serde_json::to_value(&self.exclude))?,
-            ))
+            .with("include", column("include", serde_json::to_value(&self.include))?)
+            .with("exclude", column("exclude", serde_json::to_value(&self.exclude))?))
     }
 
     /// Reads the columns back; `exclude` may be missing.
@@ -185,12 +163,7 @@ impl Metadata {
             false => Vec::new(),
         };
         let (tag, include) = (prompt.column("tag")?, prompt.column("include")?);
-        let metadata = Self {
-            tag,
-            include,
-            exclude,
-            prompt: prompt.text.clone(),
-        };
+        let metadata = Self { tag, include, exclude, prompt: prompt.text.clone() };
         metadata.check()?;
         Ok(metadata)
     }
@@ -198,10 +171,7 @@ impl Metadata {
     /// A position must name an earlier entry: the rules read the entries in order.
     fn check(&self) -> Result<()> {
         let late = self.include.iter().enumerate().find_map(|(row, include)| {
-            include
-                .position
-                .filter(|&(_, target)| target >= row)
-                .map(|(_, target)| (row, target))
+            include.position.filter(|&(_, target)| target >= row).map(|(_, target)| (row, target))
         });
         match late {
             None => Ok(()),

@@ -37,11 +37,7 @@ pub trait Detector: Send + Sync {
     ///
     /// Override where a second model classifies crops (GenEval's own is CLIP): it is called with the few boxes
     /// that matter, and only for prompts that name a colour. Without it, `detect` sets the colours.
-    fn classify_colors(
-        &self,
-        _image: &RgbImage,
-        _objects: &mut [Detection],
-    ) -> Result<(), BoxError> {
+    fn classify_colors(&self, _image: &RgbImage, _objects: &mut [Detection]) -> Result<(), BoxError> {
         Ok(())
     }
 }
@@ -63,8 +59,7 @@ impl<D: Detector> GenEval<D> {
         let mut detections = self.detector.detect(image)?;
         let rows = needing_color(metadata, &detections);
         if !rows.is_empty() {
-            let mut chosen: Vec<Detection> =
-                rows.iter().map(|&row| detections[row].clone()).collect();
+            let mut chosen: Vec<Detection> = rows.iter().map(|&row| detections[row].clone()).collect();
             self.detector.classify_colors(image, &mut chosen)?;
             for (row, detection) in rows.into_iter().zip(chosen) {
                 detections[row].color = detection.color;

@@ -60,13 +60,9 @@ impl Summary {
             any += usize::from(right > 0);
         }
         let share = |part: usize, whole: usize| part as f64 / whole as f64;
-        let (right, images) = tasks
-            .values()
-            .fold((0, 0), |sum, task| (sum.0 + task.0, sum.1 + task.1));
-        let accuracy: BTreeMap<Tag, f64> = tasks
-            .into_iter()
-            .map(|(tag, (right, of))| (tag, share(right, of)))
-            .collect();
+        let (right, images) = tasks.values().fold((0, 0), |sum, task| (sum.0 + task.0, sum.1 + task.1));
+        let accuracy: BTreeMap<Tag, f64> =
+            tasks.into_iter().map(|(tag, (right, of))| (tag, share(right, of))).collect();
         Ok(Self {
             overall: accuracy.values().sum::<f64>() / accuracy.len() as f64,
             image_accuracy: share(right, images),
@@ -84,12 +80,7 @@ impl fmt::Display for Summary {
             writeln!(f, "{tag:<14} {:>6.2} %", 100.0 * accuracy)?;
         }
         writeln!(f, "{:<14} {:>6.2} %", "overall", 100.0 * self.overall)?;
-        write!(
-            f,
-            "{:<14} {:>6.2} %",
-            "any correct",
-            100.0 * self.any_correct
-        )?;
+        write!(f, "{:<14} {:>6.2} %", "any correct", 100.0 * self.any_correct)?;
         write!(f, "  ({} prompts, {} pictures)", self.prompts, self.images)
     }
 }

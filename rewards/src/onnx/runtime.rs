@@ -46,10 +46,7 @@ struct Opened {
 ///
 /// Opening the same library again is fine; another one is an error, since a process has one ONNX Runtime.
 pub fn open(library: &Path) -> Result<()> {
-    let lookup = Lookup {
-        explicit: Some(library.into()),
-        ..Lookup::from_env()
-    };
+    let lookup = Lookup { explicit: Some(library.into()), ..Lookup::from_env() };
     let library = lookup.find_or_fetch(&tell)?;
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     match opened.as_ref() {
@@ -80,9 +77,7 @@ fn start(library: PathBuf) -> Result<Opened> {
     let refused = |error: String| {
         Error::file(
             &library,
-            format!(
-                "onnx runtime cannot be opened: {error}; run `{REMEDY}` and unset ORT_DYLIB_PATH"
-            ),
+            format!("onnx runtime cannot be opened: {error}; run `{REMEDY}` and unset ORT_DYLIB_PATH"),
         )
     };
     let environment = ort::init_from(&library)
@@ -91,16 +86,10 @@ fn start(library: PathBuf) -> Result<Opened> {
         .with_telemetry(false)
         .build()
         .map_err(|error| refused(error.to_string()))?;
-    Ok(Opened {
-        library,
-        environment,
-    })
+    Ok(Opened { library, environment })
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the first use may fetch 24 MB, and the user must see why it waits"
-)]
+#[expect(clippy::print_stderr, reason = "the first use may fetch 24 MB, and the user must see why it waits")]
 fn tell(message: &str) {
     eprintln!("{message}");
 }
@@ -123,46 +112,32 @@ pub struct Lookup {
 impl Lookup {
     /// The places of this process.
     pub fn from_env() -> Self {
-        let set = |name| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let home = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
         Self {
             explicit: None,
             variable: set("ORT_DYLIB_PATH"),
             cache: home.map(|home| home.join("grpo").join("onnxruntime").join(VERSION)),
-            beside: std::env::current_exe()
-                .ok()
-                .and_then(|exe| exe.parent().map(Path::to_path_buf)),
+            beside: std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)),
             python: "python3".into(),
         }
     }
 
     /// The first library there is; a path that was named but holds no file is an error, not a reason to look further.
     pub fn find(&self) -> Result<Option<PathBuf>> {
-        for (source, named) in [
-            ("the given path", &self.explicit),
-            ("ORT_DYLIB_PATH", &self.variable),
-        ] {
+        for (source, named) in [("the given path", &self.explicit), ("ORT_DYLIB_PATH", &self.variable)] {
             let Some(path) = named else { continue };
             return if path.is_file() {
                 Ok(Some(path.clone()))
             } else {
                 Err(Error::file(
                     path,
-                    format!(
-                        "{source} names no file; name libonnxruntime, or leave it out and run `{REMEDY}`"
-                    ),
+                    format!("{source} names no file; name libonnxruntime, or leave it out and run `{REMEDY}`"),
                 ))
             };
         }
         let folders = [self.cache.clone(), self.beside.clone()];
-        let found = folders
-            .into_iter()
-            .flatten()
-            .find_map(|folder| newest_library(&folder));
+        let found = folders.into_iter().flatten().find_map(|folder| newest_library(&folder));
         Ok(found.or_else(|| self.installed()))
     }
 
@@ -175,45 +150,31 @@ impl Lookup {
     }
 
     fn installed(&self) -> Option<PathBuf> {
-        let answer = Command::new(&self.python)
-            .args(["-c", LOCATE])
-            .output()
-            .ok()?;
+        let answer = Command::new(&self.python).args(["-c", LOCATE]).output().ok()?;
         let folder = String::from_utf8(answer.stdout).ok()?;
-        if folder.trim().is_empty() {
-            None
-        } else {
-            newest_library(&Path::new(folder.trim()).join("capi"))
-        }
+        if folder.trim().is_empty() { None } else { newest_library(&Path::new(folder.trim()).join("capi")) }
     }
 
     fn fetch(&self, tell: &dyn Fn(&str)) -> Result<PathBuf> {
         let no_wheel = || {
             let here = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-            Error::config(format!(
-                "no onnx runtime {VERSION} is known for {here}; run `{REMEDY}`"
-            ))
+            Error::config(format!("no onnx runtime {VERSION} is known for {here}; run `{REMEDY}`"))
         };
         let wheel = Wheel::here().ok_or_else(no_wheel)?;
         let cache = self.cache.as_ref().ok_or_else(|| {
-            Error::config(format!(
-                "neither XDG_CACHE_HOME nor HOME is set to keep onnx runtime in; run `{REMEDY}`"
-            ))
+            Error::config(format!("neither XDG_CACHE_HOME nor HOME is set to keep onnx runtime in; run `{REMEDY}`"))
         })?;
         tell(&format!(
             "grpo: fetching onnx runtime {VERSION} (24 MB, once) with `{} -m pip download` into {}",
             self.python.display(),
             cache.display()
         ));
-        let failed =
-            |error: &dyn std::fmt::Display| Error::file(cache, format!("{error}; run `{REMEDY}`"));
+        let failed = |error: &dyn std::fmt::Display| Error::file(cache, format!("{error}; run `{REMEDY}`"));
         fs::create_dir_all(cache).map_err(|error| failed(&error))?;
         // Two processes may fetch at once: each works in a folder of its own, on the cache's file system, and the
         // final rename is atomic, so that the last one to finish replaces equal bytes by equal bytes.
         let work = WorkFolder::new(cache).map_err(|error| failed(&error))?;
-        let fetched = self
-            .download(&wheel, &work.0)
-            .map_err(|error| failed(&error))?;
+        let fetched = self.download(&wheel, &work.0).map_err(|error| failed(&error))?;
         let library = cache.join(wheel.file_name());
         fs::rename(&fetched, &library).map_err(|error| failed(&error))?;
         Ok(library)
@@ -224,60 +185,27 @@ impl Lookup {
         let package = format!("onnxruntime=={VERSION}");
         let platform = format!("--platform={}", wheel.platform);
         // The tags are fixed so that the answer does not depend on the age of the local Python.
-        let tags = [
-            "--only-binary=:all:",
-            "--implementation=cp",
-            "--python-version=3.12",
-            "--abi=cp312",
-            &platform,
-        ];
-        let quiet = [
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--disable-pip-version-check",
-        ];
+        let tags = ["--only-binary=:all:", "--implementation=cp", "--python-version=3.12", "--abi=cp312", &platform];
+        let quiet = ["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"];
         let arguments = quiet.into_iter().chain(tags).map(OsStr::new);
-        let arguments = arguments.chain([
-            OsStr::new("--dest"),
-            folder.as_os_str(),
-            OsStr::new(&package),
-        ]);
-        self.python(
-            arguments,
-            "the Python package client could not fetch onnx runtime",
-        )?;
+        let arguments = arguments.chain([OsStr::new("--dest"), folder.as_os_str(), OsStr::new(&package)]);
+        self.python(arguments, "the Python package client could not fetch onnx runtime")?;
 
         let library = folder.join(wheel.file_name());
         let member = format!("onnxruntime/capi/{}", wheel.file_name());
-        let arguments = [
-            OsStr::new("-c"),
-            OsStr::new(EXTRACT),
-            folder.as_os_str(),
-            OsStr::new(&member),
-        ];
+        let arguments = [OsStr::new("-c"), OsStr::new(EXTRACT), folder.as_os_str(), OsStr::new(&member)];
         let arguments = arguments.into_iter().chain([library.as_os_str()]);
         self.python(arguments, "the fetched wheel does not hold the library")?;
 
-        let checksum = sha256(&library)
-            .map_err(|error| format!("the fetched library cannot be read: {error}"))?;
+        let checksum = sha256(&library).map_err(|error| format!("the fetched library cannot be read: {error}"))?;
         if checksum == wheel.sha256 {
             Ok(library)
         } else {
-            Err(format!(
-                "the fetched library has sha256 {checksum}; expected {}, so it is not used",
-                wheel.sha256
-            ))
+            Err(format!("the fetched library has sha256 {checksum}; expected {}, so it is not used", wheel.sha256))
         }
     }
 
-    fn python<'a>(
-        &self,
-        arguments: impl Iterator<Item = &'a OsStr>,
-        failure: &str,
-    ) -> Result<(), String> {
+    fn python<'a>(&self, arguments: impl Iterator<Item = &'a OsStr>, failure: &str) -> Result<(), String> {
         let spawned = Command::new(&self.python).args(arguments).output();
         let Output { status, stderr, .. } =
             spawned.map_err(|error| format!("{} cannot be run: {error}", self.python.display()))?;
@@ -285,11 +213,7 @@ impl Lookup {
             return Ok(());
         }
         let stderr = String::from_utf8_lossy(&stderr);
-        let last = stderr
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or("it said nothing");
+        let last = stderr.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
         Err(format!("{failure}: {last}"))
     }
 }
@@ -345,44 +269,20 @@ impl Drop for WorkFolder {
 ///
 /// A name without a version (`libonnxruntime.so`) comes last: its age shows only when it is opened.
 fn newest_library(folder: &Path) -> Option<PathBuf> {
-    let files = fs::read_dir(folder)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path());
+    let files = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path());
     let candidates = files.filter_map(|path| {
         let name = path.file_name()?.to_str()?;
         let minor = match name.strip_prefix("libonnxruntime.so.") {
-            Some(version) => version
-                .split('.')
-                .nth(1)
-                .and_then(|minor| minor.parse().ok())
-                .unwrap_or(0),
-            None if [
-                "libonnxruntime.so",
-                "libonnxruntime.dylib",
-                "onnxruntime.dll",
-            ]
-            .contains(&name) =>
-            {
-                0
-            }
-            None => match name
-                .strip_prefix("libonnxruntime.")
-                .and_then(|rest| rest.strip_suffix(".dylib"))
-            {
-                Some(version) => version
-                    .split('.')
-                    .nth(1)
-                    .and_then(|minor| minor.parse().ok())?,
+            Some(version) => version.split('.').nth(1).and_then(|minor| minor.parse().ok()).unwrap_or(0),
+            None if ["libonnxruntime.so", "libonnxruntime.dylib", "onnxruntime.dll"].contains(&name) => 0,
+            None => match name.strip_prefix("libonnxruntime.").and_then(|rest| rest.strip_suffix(".dylib")) {
+                Some(version) => version.split('.').nth(1).and_then(|minor| minor.parse().ok())?,
                 None => return None,
             },
         };
         (minor == 0 || minor >= OLDEST_MINOR).then_some((minor, path))
     });
-    candidates
-        .filter(|(_, path)| path.is_file())
-        .max()
-        .map(|(_, path)| path)
+    candidates.filter(|(_, path)| path.is_file()).max().map(|(_, path)| path)
 }
 
 fn sha256(path: &Path) -> std::io::Result<String> {
@@ -396,11 +296,7 @@ fn sha256(path: &Path) -> std::io::Result<String> {
         }
         hasher.update(&chunk[..n_read]);
     }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
@@ -422,17 +318,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let told = Mutex::new(Vec::new());
         let tell = |message: &str| told.lock().unwrap().push(message.to_string());
-        let error = nowhere(folder.path())
-            .find_or_fetch(&tell)
-            .unwrap_err()
-            .to_string();
+        let error = nowhere(folder.path()).find_or_fetch(&tell).unwrap_err().to_string();
         assert!(error.contains("no-python cannot be run"), "{error}");
         assert!(error.ends_with(&format!("run `{REMEDY}`")), "{error}");
-        assert_eq!(
-            told.lock().unwrap().len(),
-            1,
-            "one line says what is being done"
-        );
+        assert_eq!(told.lock().unwrap().len(), 1, "one line says what is being done");
         let left = fs::read_dir(folder.path().join("cache")).unwrap().count();
         assert_eq!(left, 0, "a failed fetch leaves nothing in the cache");
     }
@@ -441,15 +330,9 @@ mod tests {
     fn a_named_path_without_a_file_is_not_passed_over() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("libonnxruntime.so");
-        let lookup = Lookup {
-            variable: Some(missing),
-            ..nowhere(folder.path())
-        };
+        let lookup = Lookup { variable: Some(missing), ..nowhere(folder.path()) };
         let error = lookup.find().unwrap_err().to_string();
-        assert!(
-            error.contains("ORT_DYLIB_PATH names no file") && error.contains(REMEDY),
-            "{error}"
-        );
+        assert!(error.contains("ORT_DYLIB_PATH names no file") && error.contains(REMEDY), "{error}");
     }
 
     #[test]
@@ -462,10 +345,7 @@ mod tests {
         put("libonnxruntime.so");
         put("libonnxruntime.so.1.24.4");
         put("libonnxruntime.so.1.31.1");
-        assert_eq!(
-            newest_library(folder.path()),
-            Some(folder.path().join("libonnxruntime.so.1.31.1"))
-        );
+        assert_eq!(newest_library(folder.path()), Some(folder.path().join("libonnxruntime.so.1.31.1")));
     }
 
     #[test]

@@ -62,26 +62,14 @@ impl Session {
     /// Loads a model file; weights in a second file beside it (external data) are found there.
     pub fn from_file(path: &Path, ports: [Port<'_>; 2], threads: NonZeroUsize) -> Result<Self> {
         if !path.is_file() {
-            return Err(Error::file(
-                path,
-                "there is no such file; export the model first (rewards/export)",
-            ));
+            return Err(Error::file(path, "there is no such file; export the model first (rewards/export)"));
         }
-        Self::load(path, ports, threads, |builder| {
-            builder.commit_from_file(path)
-        })
+        Self::load(path, ports, threads, |builder| builder.commit_from_file(path))
     }
 
     /// Loads a model from memory; `label` stands for its path in errors.
-    pub fn from_bytes(
-        label: &str,
-        bytes: &[u8],
-        ports: [Port<'_>; 2],
-        threads: NonZeroUsize,
-    ) -> Result<Self> {
-        Self::load(Path::new(label), ports, threads, |builder| {
-            builder.commit_from_memory(bytes)
-        })
+    pub fn from_bytes(label: &str, bytes: &[u8], ports: [Port<'_>; 2], threads: NonZeroUsize) -> Result<Self> {
+        Self::load(Path::new(label), ports, threads, |builder| builder.commit_from_memory(bytes))
     }
 
     fn load(
@@ -93,10 +81,7 @@ impl Session {
         let mut builder = builder(threads)?;
         let inner = commit(&mut builder).map_err(|error| {
             let remedy = "export it again, or copy it anew together with its data file";
-            Error::file(
-                source,
-                format!("not a model that onnx runtime can read: {error}; {remedy}"),
-            )
+            Error::file(source, format!("not a model that onnx runtime can read: {error}; {remedy}"))
         })?;
         check_port(source, "input", inner.inputs(), &input)?;
         check_port(source, "output", inner.outputs(), &output)?;
@@ -110,8 +95,7 @@ impl Session {
 
     /// Runs the model once.
     pub fn run(&self, input: Input<'_>) -> Result<Output> {
-        let failed =
-            |error: ort::Error| Error::file(&self.source, format!("the model failed: {error}"));
+        let failed = |error: ort::Error| Error::file(&self.source, format!("the model failed: {error}"));
         let mut session = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let outputs = match input {
             Input::F32(values, shape) => {
@@ -124,47 +108,28 @@ impl Session {
             }
         }
         .map_err(failed)?;
-        let output = outputs.get(self.output.as_str()).ok_or_else(|| {
-            Error::file(
-                &self.source,
-                format!("the model returned no `{}`", self.output),
-            )
-        })?;
+        let output = outputs
+            .get(self.output.as_str())
+            .ok_or_else(|| Error::file(&self.source, format!("the model returned no `{}`", self.output)))?;
         let (shape, values) = output.try_extract_tensor::<f32>().map_err(failed)?;
-        let shape = shape
-            .iter()
-            .map(|&dim| usize::try_from(dim).unwrap_or(0))
-            .collect();
-        Ok(Output {
-            shape,
-            values: values.to_vec(),
-        })
+        let shape = shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect();
+        Ok(Output { shape, values: values.to_vec() })
     }
 }
 
 fn builder(threads: NonZeroUsize) -> Result<SessionBuilder> {
     let environment = runtime::environment()?;
-    let refused = |error: ort::Error| {
-        Error::config(format!("onnx runtime refused its session options: {error}"))
-    };
+    let refused = |error: ort::Error| Error::config(format!("onnx runtime refused its session options: {error}"));
     let builder = ort::session::Session::builder(&environment).map_err(refused)?;
-    let builder = builder
-        .with_optimization_level(GraphOptimizationLevel::All)
-        .map_err(|error| refused(error.into()))?;
-    let builder = builder
-        .with_intra_threads(threads.get())
-        .map_err(|error| refused(error.into()))?;
+    let builder =
+        builder.with_optimization_level(GraphOptimizationLevel::All).map_err(|error| refused(error.into()))?;
+    let builder = builder.with_intra_threads(threads.get()).map_err(|error| refused(error.into()))?;
     // Idle workers that spin would take the cores from the policy, which is sampling the next group meanwhile.
-    builder
-        .with_intra_op_spinning(false)
-        .map_err(|error| refused(error.into()))
+    builder.with_intra_op_spinning(false).map_err(|error| refused(error.into()))
 }
 
 fn dims(shape: &[usize]) -> Vec<i64> {
-    shape
-        .iter()
-        .map(|&dim| i64::try_from(dim).unwrap_or(i64::MAX))
-        .collect()
+    shape.iter().map(|&dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect()
 }
 
 /// That the model has this one port and no other.
@@ -173,20 +138,11 @@ fn check_port(source: &Path, kind: &str, found: &[Outlet], wanted: &Port<'_>) ->
     let [outlet] = found else {
         return Err(Error::file(
             source,
-            format!(
-                "the model's {kind}s are {names:?}; expected `{}` alone",
-                wanted.name
-            ),
+            format!("the model's {kind}s are {names:?}; expected `{}` alone", wanted.name),
         ));
     };
     if outlet.name() != wanted.name {
-        return Err(Error::file(
-            source,
-            format!(
-                "the model's {kind} is {names:?}; expected `{}`",
-                wanted.name
-            ),
-        ));
+        return Err(Error::file(source, format!("the model's {kind} is {names:?}; expected `{}`", wanted.name)));
     }
     let element = match wanted.element {
         Element::F32 => TensorElementType::Float32,
@@ -195,10 +151,7 @@ fn check_port(source: &Path, kind: &str, found: &[Outlet], wanted: &Port<'_>) ->
     let shape = match outlet.dtype() {
         ValueType::Tensor { ty, shape, .. } if *ty == element => shape,
         other => {
-            let message = format!(
-                "{kind} `{}` is {other:?}; expected a tensor of {:?}",
-                wanted.name, wanted.element
-            );
+            let message = format!("{kind} `{}` is {other:?}; expected a tensor of {:?}", wanted.name, wanted.element);
             return Err(Error::file(source, message));
         }
     };
@@ -215,12 +168,7 @@ fn check_port(source: &Path, kind: &str, found: &[Outlet], wanted: &Port<'_>) ->
             "{kind} `{}` has shape {}; expected {}, where -1 is the dynamic batch",
             wanted.name,
             shown(shape.iter().copied()),
-            shown(
-                wanted
-                    .shape
-                    .iter()
-                    .map(|dim| dim.map_or(-1, |dim| i64::try_from(dim).unwrap_or(i64::MAX)))
-            )
+            shown(wanted.shape.iter().map(|dim| dim.map_or(-1, |dim| i64::try_from(dim).unwrap_or(i64::MAX))))
         ),
     ))
 }

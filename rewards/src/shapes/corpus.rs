@@ -38,42 +38,24 @@ struct Line {
 pub fn write_corpus(dir: &Path, n: usize, seed: Seed, side: u32, split: Split) -> Result<()> {
     fs::create_dir_all(dir).map_err(|error| Error::file(dir, error))?;
     let (images_path, captions_path) = (dir.join("images.bin"), dir.join("captions.jsonl"));
-    let create = |path: &Path| {
-        File::create(path)
-            .map(BufWriter::new)
-            .map_err(|error| Error::file(path, error))
-    };
+    let create = |path: &Path| File::create(path).map(BufWriter::new).map_err(|error| Error::file(path, error));
     let (mut images, mut captions) = (create(&images_path)?, create(&captions_path)?);
     for row in 0..n as u64 {
         let seed = seed.fold(row);
         let example = example(seed, split);
         let pixels = render(&example.scene, side).into_raw();
-        images
-            .write_all(&pixels)
-            .map_err(|error| Error::file(&images_path, error))?;
-        let (tag, include) = example
-            .metadata
-            .map(|metadata| (metadata.tag, metadata.include))
-            .unzip();
+        images.write_all(&pixels).map_err(|error| Error::file(&images_path, error))?;
+        let (tag, include) = example.metadata.map(|metadata| (metadata.tag, metadata.include)).unzip();
         let line = Line {
-            negatives: negatives(
-                &example.statement,
-                &example.scene,
-                &mut seed.named("negatives").draws(),
-            ),
+            negatives: negatives(&example.statement, &example.scene, &mut seed.named("negatives").draws()),
             caption: example.captions.short,
             long: example.captions.long,
             tag,
             include: include.unwrap_or_default(),
         };
-        let text =
-            serde_json::to_string(&line).map_err(|error| Error::file(&captions_path, error))?;
+        let text = serde_json::to_string(&line).map_err(|error| Error::file(&captions_path, error))?;
         writeln!(captions, "{text}").map_err(|error| Error::file(&captions_path, error))?;
     }
-    images
-        .flush()
-        .map_err(|error| Error::file(&images_path, error))?;
-    captions
-        .flush()
-        .map_err(|error| Error::file(&captions_path, error))
+    images.flush().map_err(|error| Error::file(&images_path, error))?;
+    captions.flush().map_err(|error| Error::file(&captions_path, error))
 }

@@ -51,9 +51,7 @@ struct Reading {
 impl ShapesDetector {
     /// A detector of the six classes in the ten colours.
     pub fn new() -> Self {
-        Self {
-            templates: Templates::new(),
-        }
+        Self { templates: Templates::new() }
     }
 
     fn read_region(&self, field: &Field, pixels: &[usize]) -> Vec<Reading> {
@@ -65,49 +63,26 @@ impl ShapesDetector {
         let smoothed = field.smoothed_colors(pixels);
         let mut parts = Vec::new();
         for color in Color::ALL {
-            let of_color: Vec<usize> = pixels
-                .iter()
-                .zip(&smoothed)
-                .filter(|&(_, &found)| found == color)
-                .map(|(&pixel, _)| pixel)
-                .collect();
-            for part in regions(field, &of_color)
-                .into_iter()
-                .filter(|part| !is_speck(field, part))
-            {
+            let of_color: Vec<usize> =
+                pixels.iter().zip(&smoothed).filter(|&(_, &found)| found == color).map(|(&pixel, _)| pixel).collect();
+            for part in regions(field, &of_color).into_iter().filter(|part| !is_speck(field, part)) {
                 parts.push(self.read(field, &part, &field.color_shares(&part)));
             }
         }
         let area: f32 = parts.iter().map(|part| part.area).sum();
-        let together = parts
-            .iter()
-            .map(|part| part.detection.score * part.area)
-            .sum::<f32>()
-            / area.max(1.0);
-        if together > whole.detection.score {
-            parts
-        } else {
-            vec![whole]
-        }
+        let together = parts.iter().map(|part| part.detection.score * part.area).sum::<f32>() / area.max(1.0);
+        if together > whole.detection.score { parts } else { vec![whole] }
     }
 
     fn read(&self, field: &Field, pixels: &[usize], shares: &[f32; 10]) -> Reading {
         let (color, share) = leading(shares);
         let patch = Patch::around(field, pixels);
-        let Fit {
-            class,
-            overlap,
-            lead,
-        } = self.templates.fit(&patch);
+        let Fit { class, overlap, lead } = self.templates.fit(&patch);
         let purity = ((share - MIXED_SHARE) / (PURE_SHARE - MIXED_SHARE)).clamp(0.0, 1.0);
         let certainty = 0.5 + 0.5 * (lead / CLEAR_LEAD).clamp(0.0, 1.0);
         let score = calibrate(overlap) * purity * certainty;
-        let detection =
-            Detection::new(class.name(), score, field.bounds(pixels)).with_color(color.name());
-        Reading {
-            detection,
-            area: pixels.len() as f32,
-        }
+        let detection = Detection::new(class.name(), score, field.bounds(pixels)).with_color(color.name());
+        Reading { detection, area: pixels.len() as f32 }
     }
 }
 
@@ -121,9 +96,7 @@ fn calibrate(overlap: f32) -> f32 {
         return first.1;
     }
     let step = CALIBRATION.windows(2).find(|step| overlap <= step[1].0);
-    step.map_or(last.1, |step| {
-        step[0].1 + (step[1].1 - step[0].1) * (overlap - step[0].0) / (step[1].0 - step[0].0)
-    })
+    step.map_or(last.1, |step| step[0].1 + (step[1].1 - step[0].1) * (overlap - step[0].0) / (step[1].0 - step[0].0))
 }
 
 impl Detector for ShapesDetector {
@@ -131,9 +104,6 @@ impl Detector for ShapesDetector {
         let field = Field::read(image);
         let found = regions(&field, &field.foreground());
         let objects = found.into_iter().filter(|region| !is_speck(&field, region));
-        Ok(objects
-            .flat_map(|region| self.read_region(&field, &region))
-            .map(|reading| reading.detection)
-            .collect())
+        Ok(objects.flat_map(|region| self.read_region(&field, &region)).map(|reading| reading.detection).collect())
     }
 }

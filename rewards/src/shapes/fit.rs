@@ -32,20 +32,12 @@ impl Patch {
         let width = x1 + 1 + 2 * FRAME - x0;
         let height = y1 + 1 + 2 * FRAME - y0;
         let value = |cell: usize| {
-            let (x, y) = (
-                (x0 + cell % width).checked_sub(FRAME)?,
-                (y0 + cell / width).checked_sub(FRAME)?,
-            );
+            let (x, y) = ((x0 + cell % width).checked_sub(FRAME)?, (y0 + cell / width).checked_sub(FRAME)?);
             let pixel = (x < field.width && y < field.height).then(|| y * field.width + x)?;
             let amount = field.amounts[pixel];
             (member[pixel] || amount < FOREGROUND).then(|| steep(amount - 0.5))
         };
-        Self {
-            width,
-            mask: (0..width * height)
-                .map(|cell| value(cell).unwrap_or(0.0))
-                .collect(),
-        }
+        Self { width, mask: (0..width * height).map(|cell| value(cell).unwrap_or(0.0)).collect() }
     }
 
     /// Area and centre of gravity.
@@ -109,11 +101,7 @@ struct Distances(Vec<f32>);
 impl Distances {
     fn of(outline: &Outline) -> Self {
         let cells = 0..KNOTS * KNOTS;
-        Self(
-            cells
-                .map(|cell| outline.distance(Self::place(cell % KNOTS), Self::place(cell / KNOTS)))
-                .collect(),
-        )
+        Self(cells.map(|cell| outline.distance(Self::place(cell % KNOTS), Self::place(cell / KNOTS))).collect())
     }
 
     fn place(knot: usize) -> f32 {
@@ -123,8 +111,7 @@ impl Distances {
     /// The distance at a place; beyond the table, that of its border, which is far enough outside.
     fn at(&self, x: f32, y: f32) -> f32 {
         let knot = |place: f32| {
-            let along = ((place / REACH + 1.0) * 0.5 * (KNOTS - 1) as f32)
-                .clamp(0.0, (KNOTS - 1) as f32 - 0.001);
+            let along = ((place / REACH + 1.0) * 0.5 * (KNOTS - 1) as f32).clamp(0.0, (KNOTS - 1) as f32 - 0.001);
             (along as usize, along.fract())
         };
         let ((column, right), (row, down)) = (knot(x), knot(y));
@@ -139,20 +126,9 @@ impl Template {
     fn of(class: Class) -> Self {
         let distances = Distances::of(&Outline::of(class));
         let inside = || (0..KNOTS * KNOTS).filter(|&cell| distances.0[cell] < 0.0);
-        let (count, cell) = (
-            inside().count() as f32,
-            (2.0 * REACH / (KNOTS - 1) as f32).powi(2),
-        );
-        let drop = inside()
-            .map(|cell| Distances::place(cell / KNOTS))
-            .sum::<f32>()
-            / count;
-        Self {
-            class,
-            area: count * cell,
-            drop,
-            distances,
-        }
+        let (count, cell) = (inside().count() as f32, (2.0 * REACH / (KNOTS - 1) as f32).powi(2));
+        let drop = inside().map(|cell| Distances::place(cell / KNOTS)).sum::<f32>() / count;
+        Self { class, area: count * cell, drop, distances }
     }
 
     /// Where the moments put it.
@@ -164,9 +140,7 @@ impl Template {
     /// The best overlap near a first guess: place and size move while that helps.
     fn refine(&self, patch: &Patch, mut best: [f32; 3]) -> f32 {
         let mut overlap = patch.overlap(&self.distances, best);
-        let moves = STEPS
-            .into_iter()
-            .flat_map(|step| (0..3).flat_map(move |axis| [(axis, -step), (axis, step)]));
+        let moves = STEPS.into_iter().flat_map(|step| (0..3).flat_map(move |axis| [(axis, -step), (axis, step)]));
         for (axis, step) in moves {
             let mut moved = best;
             moved[axis] = f32::max(moved[axis] + step, 0.5);
@@ -200,10 +174,6 @@ impl Templates {
         }
         ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
         let lead = ranked[0].0 - ranked[1].0;
-        Fit {
-            class: ranked[0].1.class,
-            overlap: ranked[0].0,
-            lead,
-        }
+        Fit { class: ranked[0].1.class, overlap: ranked[0].0, lead }
     }
 }

@@ -39,13 +39,8 @@ impl Outline {
                 let a = HALF_ARM;
                 let arm = [[-a, -1.0], [a, -1.0], [a, -a]];
                 // Each arm is the one before, turned by a quarter.
-                let turn =
-                    |[x, y]: [f32; 2], quarters| (0..quarters).fold([x, y], |[x, y], _| [-y, x]);
-                Self::Polygon(
-                    (0..4)
-                        .flat_map(|quarters| arm.map(|corner| turn(corner, quarters)))
-                        .collect(),
-                )
+                let turn = |[x, y]: [f32; 2], quarters| (0..quarters).fold([x, y], |[x, y], _| [-y, x]);
+                Self::Polygon((0..4).flat_map(|quarters| arm.map(|corner| turn(corner, quarters))).collect())
             }
         }
     }
@@ -56,11 +51,7 @@ impl Outline {
             Self::Round(hole) => {
                 let radius = x.hypot(y);
                 // A circle's hole has radius 0 and must not make its centre an edge.
-                if *hole > 0.0 {
-                    (radius - 1.0).max(hole - radius)
-                } else {
-                    radius - 1.0
-                }
+                if *hole > 0.0 { (radius - 1.0).max(hole - radius) } else { radius - 1.0 }
             }
             Self::Polygon(corners) => polygon_distance(corners, x, y),
         }
@@ -72,9 +63,7 @@ impl Outline {
             Self::Round(_) => [-1.0, -1.0, 1.0, 1.0],
             Self::Polygon(corners) => corners
                 .iter()
-                .fold([1.0, 1.0, -1.0, -1.0], |[x0, y0, x1, y1], &[x, y]| {
-                    [x0.min(x), y0.min(y), x1.max(x), y1.max(y)]
-                }),
+                .fold([1.0, 1.0, -1.0, -1.0], |[x0, y0, x1, y1], &[x, y]| [x0.min(x), y0.min(y), x1.max(x), y1.max(y)]),
         }
     }
 }
@@ -109,10 +98,7 @@ mod tests {
     fn distances_are_those_of_plane_geometry() {
         let check = |class, x, y, expected: f32| {
             let got = Outline::of(class).distance(x, y);
-            assert!(
-                (got - expected).abs() < 1e-5,
-                "{class} at ({x}, {y}): {got}, not {expected}"
-            );
+            assert!((got - expected).abs() < 1e-5, "{class} at ({x}, {y}): {got}, not {expected}");
         };
         check(Class::Circle, 0.0, 0.0, -1.0);
         check(Class::Circle, 3.0, 4.0, 4.0);
@@ -131,14 +117,8 @@ mod tests {
     fn outlines_touch_the_unit_square_and_stay_inside() {
         for class in Class::ALL {
             let bounds = Outline::of(class).bounds();
-            assert!(
-                bounds.iter().all(|side| side.abs() <= 1.0 + 1e-6),
-                "{class}: {bounds:?}"
-            );
-            assert!(
-                bounds.iter().any(|side| side.abs() >= HALF_SIDE),
-                "{class}: {bounds:?}"
-            );
+            assert!(bounds.iter().all(|side| side.abs() <= 1.0 + 1e-6), "{class}: {bounds:?}");
+            assert!(bounds.iter().any(|side| side.abs() >= HALF_SIDE), "{class}: {bounds:?}");
         }
     }
 }

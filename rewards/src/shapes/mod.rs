@@ -62,14 +62,7 @@ pub enum Class {
 
 impl Class {
     /// All six.
-    pub const ALL: [Self; 6] = [
-        Self::Circle,
-        Self::Square,
-        Self::Triangle,
-        Self::Star,
-        Self::Cross,
-        Self::Ring,
-    ];
+    pub const ALL: [Self; 6] = [Self::Circle, Self::Square, Self::Triangle, Self::Star, Self::Cross, Self::Ring];
 
     /// The word in metadata and captions.
     pub fn name(self) -> &'static str {

@@ -37,13 +37,9 @@ fn change(statement: &Statement, draws: &mut Draws) -> Option<Statement> {
         1 => changed.phrases.get_mut(row)?.color = Some(Color::ALL[draws.below(Color::ALL.len())]),
         2 => changed.phrases.get_mut(row)?.count = 1 + draws.below(5),
         3 => changed.relation = changed.relation.map(|_| Relation::ALL[draws.below(4)]),
-        4 => swap(&mut changed.phrases, |a, b| {
-            std::mem::swap(&mut a.color, &mut b.color)
-        }),
+        4 => swap(&mut changed.phrases, |a, b| std::mem::swap(&mut a.color, &mut b.color)),
         // With a relation this turns "a left of b" into "b left of a".
-        _ => swap(&mut changed.phrases, |a, b| {
-            std::mem::swap(&mut a.class, &mut b.class)
-        }),
+        _ => swap(&mut changed.phrases, |a, b| std::mem::swap(&mut a.class, &mut b.class)),
     }
     let one_each = changed.phrases.iter().all(|phrase| phrase.count == 1);
     // A relation between several objects is nothing that captions of this world say.
@@ -59,11 +55,7 @@ fn swap(phrases: &mut [Phrase], exchange: impl Fn(&mut Phrase, &mut Phrase)) {
 /// "a circle and a circle" is a count that is not said as one.
 fn repeats(statement: &Statement) -> bool {
     let phrases = &statement.phrases;
-    let same = |a: &Phrase, b: &Phrase| {
-        a.class == b.class && (a.color == b.color || a.color.is_none() || b.color.is_none())
-    };
-    phrases
-        .iter()
-        .enumerate()
-        .any(|(row, a)| phrases[..row].iter().any(|b| same(a, b)))
+    let same =
+        |a: &Phrase, b: &Phrase| a.class == b.class && (a.color == b.color || a.color.is_none() || b.color.is_none());
+    phrases.iter().enumerate().any(|(row, a)| phrases[..row].iter().any(|b| same(a, b)))
 }

@@ -28,22 +28,12 @@ impl Field {
     /// Reads a picture; large ones are averaged over blocks first, since shapes need no more detail.
     pub(super) fn read(image: &RgbImage) -> Self {
         let scale = (image.width().min(image.height()) / DEFAULT_SIDE).max(1) as usize;
-        let (width, height) = (
-            image.width() as usize / scale,
-            image.height() as usize / scale,
-        );
+        let (width, height) = (image.width() as usize / scale, image.height() as usize / scale);
         let rays = Color::ALL.map(Ray::towards);
-        let mut field = Self {
-            width,
-            height,
-            amounts: Vec::new(),
-            colors: Vec::new(),
-            scale,
-        };
+        let mut field = Self { width, height, amounts: Vec::new(), colors: Vec::new(), scale };
         for row in 0..height {
             for column in 0..width {
-                let (color, amount) =
-                    unmix(block_mean(image, column * scale, row * scale, scale), &rays);
+                let (color, amount) = unmix(block_mean(image, column * scale, row * scale, scale), &rays);
                 field.amounts.push(amount);
                 field.colors.push(color);
             }
@@ -57,9 +47,7 @@ impl Field {
 
     /// Every pixel that belongs to an object.
     pub(super) fn foreground(&self) -> Vec<usize> {
-        (0..self.len())
-            .filter(|&pixel| self.amounts[pixel] >= FOREGROUND)
-            .collect()
+        (0..self.len()).filter(|&pixel| self.amounts[pixel] >= FOREGROUND).collect()
     }
 
     /// The share of each colour among the pixels that are fully coloured, or among all where none is.
@@ -109,23 +97,17 @@ impl Field {
 
     /// The first and last column and row of pixels: `[x0, y0, x1, y1]`, both ends included.
     pub(super) fn corners(&self, pixels: &[usize]) -> [usize; 4] {
-        pixels.iter().fold(
-            [self.width, self.height, 0, 0],
-            |[x0, y0, x1, y1], &pixel| {
-                let (x, y) = (pixel % self.width, pixel / self.width);
-                [x0.min(x), y0.min(y), x1.max(x), y1.max(y)]
-            },
-        )
+        pixels.iter().fold([self.width, self.height, 0, 0], |[x0, y0, x1, y1], &pixel| {
+            let (x, y) = (pixel % self.width, pixel / self.width);
+            [x0.min(x), y0.min(y), x1.max(x), y1.max(y)]
+        })
     }
 }
 
 /// The colour with the most votes, and its votes.
 pub(super) fn leading(votes: &[f32; 10]) -> (Color, f32) {
     let votes = Color::ALL.into_iter().zip(*votes);
-    votes.fold(
-        (Color::Red, 0.0),
-        |best, next| if next.1 > best.1 { next } else { best },
-    )
+    votes.fold((Color::Red, 0.0), |best, next| if next.1 > best.1 { next } else { best })
 }
 
 /// Splits pixels into regions that hang together by their sides, in reading order.
@@ -169,9 +151,7 @@ fn block_mean(image: &RgbImage, x: usize, y: usize, scale: usize) -> [f32; 3] {
     for row in y..y + scale {
         for column in x..x + scale {
             let Rgb(levels) = image.get_pixel(column as u32, row as u32);
-            sum.iter_mut()
-                .zip(levels)
-                .for_each(|(sum, &level)| *sum += f32::from(level));
+            sum.iter_mut().zip(levels).for_each(|(sum, &level)| *sum += f32::from(level));
         }
     }
     sum.map(|sum| sum / (scale * scale) as f32)
@@ -188,28 +168,14 @@ impl Ray {
     fn towards(color: Color) -> Self {
         let rgb = color.rgb();
         let way = [0, 1, 2].map(|channel| f32::from(rgb[channel]) - f32::from(BACKGROUND[channel]));
-        Self {
-            color,
-            way,
-            length_squared: way.iter().map(|part| part * part).sum(),
-        }
+        Self { color, way, length_squared: way.iter().map(|part| part * part).sum() }
     }
 
     /// How far along the way a pixel lies, and the square of its distance from it.
     fn project(&self, offset: [f32; 3]) -> (f32, f32) {
-        let dot: f32 = self
-            .way
-            .iter()
-            .zip(offset)
-            .map(|(way, part)| way * part)
-            .sum();
+        let dot: f32 = self.way.iter().zip(offset).map(|(way, part)| way * part).sum();
         let amount = (dot / self.length_squared).clamp(0.0, 1.0);
-        let miss = self
-            .way
-            .iter()
-            .zip(offset)
-            .map(|(way, part)| (part - amount * way).powi(2))
-            .sum();
+        let miss = self.way.iter().zip(offset).map(|(way, part)| (part - amount * way).powi(2)).sum();
         (amount, miss)
     }
 }
@@ -223,11 +189,7 @@ fn unmix(rgb: [f32; 3], rays: &[Ray; 10]) -> (Color, f32) {
     }
     let (color, amount, _) = rays.iter().fold(start, |best, ray| {
         let (amount, miss) = ray.project(offset);
-        if miss < best.2 {
-            (ray.color, amount, miss)
-        } else {
-            best
-        }
+        if miss < best.2 { (ray.color, amount, miss) } else { best }
     });
     (color, amount)
 }

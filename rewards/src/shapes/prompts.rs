@@ -5,9 +5,7 @@ use std::sync::LazyLock;
 use grpo::Seed;
 
 use super::scene::{MAX_OBJECTS, scene_for, scene_of};
-use super::split::{
-    held_attributes, held_color, held_count, held_pair, held_relation, is_held_out,
-};
+use super::split::{held_attributes, held_color, held_count, held_pair, held_relation, is_held_out};
 use super::statement::{Captions, Phrase, Statement, captions, describe};
 use super::{Class, Color, Scene, Split};
 use crate::geneval::{Metadata, Relation, Tag};
@@ -40,15 +38,9 @@ pub struct Example {
 pub fn train_prompts() -> Vec<Metadata> {
     let of_task = |(tag, statements): (Tag, &Vec<Statement>)| {
         let count = statements.len().min(MOST_PER_TASK);
-        spread(statements, count)
-            .map(move |statement| statement.metadata(tag))
-            .collect::<Vec<_>>()
+        spread(statements, count).map(move |statement| statement.metadata(tag)).collect::<Vec<_>>()
     };
-    Tag::ALL
-        .into_iter()
-        .zip(&*TRAIN)
-        .flat_map(of_task)
-        .collect()
+    Tag::ALL.into_iter().zip(&*TRAIN).flat_map(of_task).collect()
 }
 
 /// Sixty prompts, ten for each task, each asking for a held-out combination of trained parts; always the same.
@@ -57,13 +49,9 @@ pub fn train_prompts() -> Vec<Metadata> {
 /// combinations and asks for them in turn.
 pub fn held_out_prompts() -> Vec<Metadata> {
     let of_task = |tag: Tag| {
-        let held: Vec<Statement> = statements(tag)
-            .into_iter()
-            .filter(|statement| is_own_held_out(tag, statement))
-            .collect();
-        spread(&held, PER_TASK)
-            .map(|statement| statement.metadata(tag))
-            .collect::<Vec<_>>()
+        let held: Vec<Statement> =
+            statements(tag).into_iter().filter(|statement| is_own_held_out(tag, statement)).collect();
+        spread(&held, PER_TASK).map(|statement| statement.metadata(tag)).collect::<Vec<_>>()
     };
     Tag::ALL.into_iter().flat_map(of_task).collect()
 }
@@ -80,37 +68,19 @@ pub fn example(seed: Seed, split: Split) -> Example {
     let mut draws = seed.draws();
     if draws.uniform() >= FREE_SHARE {
         let task = draws.below(Tag::ALL.len());
-        let known = if split == Split::All {
-            &ALL[task]
-        } else {
-            &TRAIN[task]
-        };
+        let known = if split == Split::All { &ALL[task] } else { &TRAIN[task] };
         let statement = &known[draws.below(known.len())];
         let metadata = statement.metadata(Tag::ALL[task]);
         // A random colour or arrangement may be held out by chance: then the scene is drawn again.
-        let scene =
-            (0..ATTEMPTS).find_map(|n| scene_for(&metadata, seed.fold(n)).ok().filter(allowed));
+        let scene = (0..ATTEMPTS).find_map(|n| scene_for(&metadata, seed.fold(n)).ok().filter(allowed));
         if let Some(scene) = scene {
-            let captions = Captions {
-                short: metadata.prompt.clone(),
-                ..captions(&scene, seed)
-            };
-            return Example {
-                metadata: Some(metadata),
-                scene,
-                captions,
-                statement: statement.clone(),
-            };
+            let captions = Captions { short: metadata.prompt.clone(), ..captions(&scene, seed) };
+            return Example { metadata: Some(metadata), scene, captions, statement: statement.clone() };
         }
     }
     let scene = free_scene(seed, allowed);
     let (captions, statement) = describe(&scene, seed);
-    Example {
-        metadata: None,
-        scene,
-        captions,
-        statement,
-    }
+    Example { metadata: None, scene, captions, statement }
 }
 
 /// A random scene of a number of objects that is drawn first, so that rejection does not make scenes smaller.
@@ -123,23 +93,14 @@ fn free_scene(seed: Seed, allowed: impl Fn(&Scene) -> bool) -> Scene {
 static ALL: LazyLock<Vec<Vec<Statement>>> = LazyLock::new(|| Tag::ALL.map(statements).into());
 
 static TRAIN: LazyLock<Vec<Vec<Statement>>> = LazyLock::new(|| {
-    let trained = |all: &Vec<Statement>| {
-        all.iter()
-            .filter(|one| !asks_held_out(one))
-            .cloned()
-            .collect()
-    };
+    let trained = |all: &Vec<Statement>| all.iter().filter(|one| !asks_held_out(one)).cloned().collect();
     ALL.iter().map(trained).collect()
 });
 
 /// `count` items, evenly from first to last, or in turn where there are fewer.
 fn spread<T>(items: &[T], count: usize) -> impl Iterator<Item = &T> {
     (0..count).filter_map(move |row| {
-        let index = if items.len() >= count {
-            row * items.len() / count
-        } else {
-            row % items.len().max(1)
-        };
+        let index = if items.len() >= count { row * items.len() / count } else { row % items.len().max(1) };
         items.get(index)
     })
 }
@@ -151,27 +112,17 @@ fn statements(tag: Tag) -> Vec<Statement> {
     for a in Class::ALL {
         match tag {
             Tag::SingleObject => say(vec![Phrase::one(a, None)], None),
-            Tag::Counting => (2..=MAX_OBJECTS).for_each(|count| {
-                say(
-                    vec![Phrase {
-                        count,
-                        ..Phrase::one(a, None)
-                    }],
-                    None,
-                )
-            }),
-            Tag::Colors => Color::ALL
-                .into_iter()
-                .for_each(|color| say(vec![Phrase::one(a, Some(color))], None)),
+            Tag::Counting => {
+                (2..=MAX_OBJECTS).for_each(|count| say(vec![Phrase { count, ..Phrase::one(a, None) }], None))
+            }
+            Tag::Colors => Color::ALL.into_iter().for_each(|color| say(vec![Phrase::one(a, Some(color))], None)),
             Tag::TwoObject | Tag::Position | Tag::ColorAttr => {}
         }
         for b in Class::ALL.into_iter().filter(|&b| b != a) {
             let pair = |color_a, color_b| vec![Phrase::one(a, color_a), Phrase::one(b, color_b)];
             match tag {
                 Tag::TwoObject => say(pair(None, None), None),
-                Tag::Position => Relation::ALL
-                    .into_iter()
-                    .for_each(|relation| say(pair(None, None), Some(relation))),
+                Tag::Position => Relation::ALL.into_iter().for_each(|relation| say(pair(None, None), Some(relation))),
                 Tag::ColorAttr => Color::ALL
                     .into_iter()
                     .flat_map(|color_a| Color::ALL.map(|color_b| (color_a, color_b)))
@@ -188,16 +139,11 @@ fn statements(tag: Tag) -> Vec<Statement> {
 /// Whether a statement asks for anything that training never shows.
 fn asks_held_out(statement: &Statement) -> bool {
     let one = |phrase: &Phrase| {
-        held_count(phrase.class, phrase.count)
-            || phrase
-                .color
-                .is_some_and(|color| held_color(phrase.class, color))
+        held_count(phrase.class, phrase.count) || phrase.color.is_some_and(|color| held_color(phrase.class, color))
     };
     let pair = match statement.phrases.as_slice() {
         [a, b] => {
-            let related = statement
-                .relation
-                .is_some_and(|relation| held_relation(a.class, relation, b.class));
+            let related = statement.relation.is_some_and(|relation| held_relation(a.class, relation, b.class));
             held_pair(a.class, b.class) || related || attributes_held(a, b)
         }
         _ => false,
@@ -206,28 +152,20 @@ fn asks_held_out(statement: &Statement) -> bool {
 }
 
 fn attributes_held(a: &Phrase, b: &Phrase) -> bool {
-    a.color
-        .zip(b.color)
-        .is_some_and(|(color_a, color_b)| held_attributes((a.class, color_a), (b.class, color_b)))
+    a.color.zip(b.color).is_some_and(|(color_a, color_b)| held_attributes((a.class, color_a), (b.class, color_b)))
 }
 
 /// Whether a statement asks for a combination that its own task holds out, made of parts that are trained.
 fn is_own_held_out(tag: Tag, statement: &Statement) -> bool {
     let parts_trained = |a: &Phrase, b: &Phrase| {
-        let colored = |phrase: &Phrase| {
-            phrase
-                .color
-                .is_some_and(|color| held_color(phrase.class, color))
-        };
+        let colored = |phrase: &Phrase| phrase.color.is_some_and(|color| held_color(phrase.class, color));
         !held_pair(a.class, b.class) && !colored(a) && !colored(b)
     };
     match (tag, statement.phrases.as_slice()) {
         (Tag::SingleObject, _) => true,
         (Tag::ColorAttr, [a, b]) => parts_trained(a, b) && attributes_held(a, b),
         (Tag::Position, [a, b]) => {
-            let held = statement
-                .relation
-                .is_some_and(|relation| held_relation(a.class, relation, b.class));
+            let held = statement.relation.is_some_and(|relation| held_relation(a.class, relation, b.class));
             // Each arrangement can be said in two ways; the parity takes one of them.
             held && (a.class < b.class) == (a.class as usize + b.class as usize).is_multiple_of(2)
         }

@@ -39,10 +39,7 @@ fn draw(object: &Object, image: &mut RgbImage) {
     let (columns, rows) = (range(x), range(y));
     for row in rows {
         for column in columns.clone() {
-            let (u, v) = (
-                (column as f32 + 0.5 - x) / radius,
-                (row as f32 + 0.5 - y) / radius,
-            );
+            let (u, v) = ((column as f32 + 0.5 - x) / radius, (row as f32 + 0.5 - y) / radius);
             let coverage = (0.5 - outline.distance(u, v) * radius).clamp(0.0, 1.0);
             let pixel = &mut image.get_pixel_mut(column, row).0;
             for (level, paint) in pixel.iter_mut().zip(object.color.rgb()) {

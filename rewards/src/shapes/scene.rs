@@ -42,20 +42,14 @@ pub struct Object {
 impl Object {
     /// The box `[x0, y0, x1, y1]` in unit coordinates.
     pub fn bbox(&self) -> [f32; 4] {
-        let [x0, y0, x1, y1] = Outline::of(self.class)
-            .bounds()
-            .map(|side| side * self.radius);
+        let [x0, y0, x1, y1] = Outline::of(self.class).bounds().map(|side| side * self.radius);
         [self.x + x0, self.y + y0, self.x + x1, self.y + y1]
     }
 
     /// The relation to another object that nobody would dispute, if there is one.
     pub(super) fn clear_relation(&self, other: &Self) -> Option<Relation> {
         let (dx, dy) = (self.x - other.x, self.y - other.y);
-        let (along, across) = if dx.abs() > dy.abs() {
-            (dx, dy)
-        } else {
-            (dy, dx)
-        };
+        let (along, across) = if dx.abs() > dy.abs() { (dx, dy) } else { (dy, dx) };
         let clear = along.abs() >= CLEAR_OFFSET && across.abs() <= CLEAR_SLANT * along.abs();
         let found = relations(self.bbox(), other.bbox());
         (clear && found.len() == 1).then(|| found[0])
@@ -65,9 +59,8 @@ impl Object {
 impl Scene {
     /// What a perfect detector finds, in unit coordinates.
     pub fn detections(&self) -> Vec<Detection> {
-        let detection = |object: &Object| {
-            Detection::new(object.class.name(), 1.0, object.bbox()).with_color(object.color.name())
-        };
+        let detection =
+            |object: &Object| Detection::new(object.class.name(), 1.0, object.bbox()).with_color(object.color.name());
         self.objects.iter().map(detection).collect()
     }
 }
@@ -93,14 +86,8 @@ pub fn random_scene(seed: Seed) -> Scene {
 
 pub(super) fn scene_of(count: usize, seed: Seed) -> Scene {
     let mut draws = seed.named("random scene").draws();
-    let kinds: Vec<(Class, Color)> = (0..count)
-        .map(|_| {
-            (
-                Class::ALL[draws.below(Class::ALL.len())],
-                random_color(&mut draws),
-            )
-        })
-        .collect();
+    let kinds: Vec<(Class, Color)> =
+        (0..count).map(|_| (Class::ALL[draws.below(Class::ALL.len())], random_color(&mut draws))).collect();
     place(&kinds, None, &mut draws)
 }
 
@@ -118,40 +105,18 @@ fn parse(metadata: &Metadata) -> Result<(Vec<Kind>, Option<Bond>)> {
     let mut kinds = Vec::new();
     let mut first = Vec::new();
     let mut bond = None;
-    for Include {
-        class,
-        count,
-        color,
-        position,
-    } in &metadata.include
-    {
-        let known = Class::from_name(class).ok_or_else(|| {
-            fault(format!(
-                "`{class}` is no shape; take one of {:?}",
-                Class::ALL.map(Class::name)
-            ))
-        })?;
+    for Include { class, count, color, position } in &metadata.include {
+        let known = Class::from_name(class)
+            .ok_or_else(|| fault(format!("`{class}` is no shape; take one of {:?}", Class::ALL.map(Class::name))))?;
         let paint = color.as_deref().map(|name| {
             let known = Color::from_name(name);
-            known.ok_or_else(|| {
-                fault(format!(
-                    "`{name}` is no colour; take one of {:?}",
-                    Color::ALL.map(Color::name)
-                ))
-            })
+            known.ok_or_else(|| fault(format!("`{name}` is no colour; take one of {:?}", Color::ALL.map(Color::name))))
         });
         if *count == 0 || kinds.len().saturating_add(*count) > MAX_OBJECTS {
-            return Err(fault(format!(
-                "{count} {class} asked for; a scene holds 1 to {MAX_OBJECTS} objects in all"
-            )));
+            return Err(fault(format!("{count} {class} asked for; a scene holds 1 to {MAX_OBJECTS} objects in all")));
         }
         if let Some((relation, target)) = *position {
-            let alone = *count == 1
-                && bond.is_none()
-                && metadata
-                    .include
-                    .get(target)
-                    .is_some_and(|one| one.count == 1);
+            let alone = *count == 1 && bond.is_none() && metadata.include.get(target).is_some_and(|one| one.count == 1);
             let anchor = first.get(target).copied().filter(|_| alone).ok_or_else(|| {
                 fault(format!("{count} {class} {relation} entry {target}; relate one object to one earlier one, once"))
             })?;
@@ -170,77 +135,43 @@ fn parse(metadata: &Metadata) -> Result<(Vec<Kind>, Option<Bond>)> {
 fn place(kinds: &[(Class, Color)], bond: Option<Bond>, draws: &mut Draws) -> Scene {
     for attempt in 0..ATTEMPTS {
         let shrink = 1.0 - 0.3 * attempt as f32 / ATTEMPTS as f32;
-        if let Some(objects) = try_place(kinds, shrink, draws).filter(|objects| fits(objects, bond))
-        {
+        if let Some(objects) = try_place(kinds, shrink, draws).filter(|objects| fits(objects, bond)) {
             return Scene { objects };
         }
     }
-    let far = if bond
-        .is_some_and(|(.., relation)| matches!(relation, Relation::RightOf | Relation::Below))
-    {
-        1
-    } else {
-        0
-    };
-    let upright =
-        bond.is_some_and(|(.., relation)| matches!(relation, Relation::Above | Relation::Below));
+    let far =
+        if bond.is_some_and(|(.., relation)| matches!(relation, Relation::RightOf | Relation::Below)) { 1 } else { 0 };
+    let upright = bond.is_some_and(|(.., relation)| matches!(relation, Relation::Above | Relation::Below));
     let spot = |row: usize| match bond {
         Some((_, mover, _)) => {
-            let along = if (row == mover) == (far == 1) {
-                0.75
-            } else {
-                0.25
-            };
+            let along = if (row == mover) == (far == 1) { 0.75 } else { 0.25 };
             if upright { (0.5, along) } else { (along, 0.5) }
         }
-        None => (
-            0.25 + 0.5 * (row % 2) as f32,
-            0.25 + 0.5 * (row / 2 % 2) as f32,
-        ),
+        None => (0.25 + 0.5 * (row % 2) as f32, 0.25 + 0.5 * (row / 2 % 2) as f32),
     };
     let object = |(row, &(class, color)): (usize, &(Class, Color))| {
         let (x, y) = spot(row);
-        Object {
-            class,
-            color,
-            x,
-            y,
-            radius: 0.12,
-        }
+        Object { class, color, x, y, radius: 0.12 }
     };
-    Scene {
-        objects: kinds.iter().enumerate().map(object).collect(),
-    }
+    Scene { objects: kinds.iter().enumerate().map(object).collect() }
 }
 
 fn try_place(kinds: &[(Class, Color)], shrink: f32, draws: &mut Draws) -> Option<Vec<Object>> {
     // Radii in pixels of a 64-pixel frame: what is alone may be large.
     let (least, most) = match kinds.len() {
-        0 | 1 => (10.0, 18.0),
-        2 => (7.5, 11.0),
-        3 => (7.0, 10.0),
-        _ => (6.5, 9.0),
+        0 | 1 => (11.0, 18.0),
+        2 => (9.5, 13.0),
+        3 => (8.5, 11.5),
+        _ => (8.0, 10.5),
     };
     let mut objects: Vec<Object> = Vec::with_capacity(kinds.len());
     for &(class, color) in kinds {
-        let radius = f32::max(6.5, shrink * between(least, most, draws)) / 64.0;
+        let radius = f32::max(7.5, shrink * between(least, most, draws)) / 64.0;
         let object = (0..20).find_map(|_| {
             let reach = radius + MARGIN;
-            let (x, y) = (
-                between(reach, 1.0 - reach, draws),
-                between(reach, 1.0 - reach, draws),
-            );
-            let object = Object {
-                class,
-                color,
-                x,
-                y,
-                radius,
-            };
-            objects
-                .iter()
-                .all(|other| apart(&object, other))
-                .then_some(object)
+            let (x, y) = (between(reach, 1.0 - reach, draws), between(reach, 1.0 - reach, draws));
+            let object = Object { class, color, x, y, radius };
+            objects.iter().all(|other| apart(&object, other)).then_some(object)
         });
         objects.push(object?);
     }
@@ -257,7 +188,5 @@ fn apart(a: &Object, b: &Object) -> bool {
 }
 
 fn fits(objects: &[Object], bond: Option<Bond>) -> bool {
-    bond.is_none_or(|(anchor, mover, relation)| {
-        objects[mover].clear_relation(&objects[anchor]) == Some(relation)
-    })
+    bond.is_none_or(|(anchor, mover, relation)| objects[mover].clear_relation(&objects[anchor]) == Some(relation))
 }

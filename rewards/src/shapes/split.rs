@@ -22,26 +22,14 @@ use crate::geneval::{Relation, relations};
 /// relation of two different classes that GenEval's rule sees, and each pair of coloured objects of different classes.
 pub fn is_held_out(scene: &Scene) -> bool {
     let objects = &scene.objects;
-    let colors = objects
-        .iter()
-        .any(|object| held_color(object.class, object.color));
-    let counts = Class::ALL.into_iter().any(|class| {
-        held_count(
-            class,
-            objects
-                .iter()
-                .filter(|object| object.class == class)
-                .count(),
-        )
-    });
+    let colors = objects.iter().any(|object| held_color(object.class, object.color));
+    let counts = Class::ALL
+        .into_iter()
+        .any(|class| held_count(class, objects.iter().filter(|object| object.class == class).count()));
     let pairs = objects.iter().enumerate().any(|(row, a)| {
         objects[..row].iter().any(|b| {
             let attributes = held_attributes((a.class, a.color), (b.class, b.color));
-            let arranged = || {
-                relations(a.bbox(), b.bbox())
-                    .into_iter()
-                    .any(|r| held_relation(a.class, r, b.class))
-            };
+            let arranged = || relations(a.bbox(), b.bbox()).into_iter().any(|r| held_relation(a.class, r, b.class));
             held_pair(a.class, b.class) || attributes || arranged()
         })
     });
@@ -62,19 +50,12 @@ pub(super) fn held_count(class: Class, count: usize) -> bool {
 pub(super) fn held_pair(a: Class, b: Class) -> bool {
     use Class::{Circle, Cross, Ring, Square, Star, Triangle};
     let pair = (a.min(b), a.max(b));
-    matches!(
-        pair,
-        (Circle, Square) | (Triangle, Star) | (Cross, Ring) | (Square, Cross) | (Star, Ring)
-    )
+    matches!(pair, (Circle, Square) | (Triangle, Star) | (Cross, Ring) | (Square, Cross) | (Star, Ring))
 }
 
 /// One of the four arrangements of each trained pair.
 pub(super) fn held_relation(a: Class, relation: Relation, b: Class) -> bool {
-    let (low, high, relation) = if a < b {
-        (a, b, relation)
-    } else {
-        (b, a, relation.opposite())
-    };
+    let (low, high, relation) = if a < b { (a, b, relation) } else { (b, a, relation.opposite()) };
     a != b && !held_pair(a, b) && relation as usize == (low as usize + 2 * high as usize) % 4
 }
 

@@ -17,20 +17,8 @@ pub struct Captions {
 
 /// Every word that captions and prompts are made of; they are separated by single spaces.
 pub fn vocabulary() -> Vec<&'static str> {
-    let mut words = vec![
-        "a",
-        "an",
-        "photo",
-        "image",
-        "picture",
-        "drawing",
-        "of",
-        "and",
-        "in",
-        "on",
-        "the",
-        "background",
-    ];
+    let mut words =
+        vec!["a", "an", "photo", "image", "picture", "drawing", "of", "and", "in", "on", "the", "background"];
     words.extend(["gray", "one", "two", "three", "four", "five"]);
     words.extend(["left", "right", "above", "below", "top", "bottom", "center"]);
     words.extend(Class::ALL.map(Class::name));
@@ -48,13 +36,7 @@ pub fn captions(scene: &Scene, seed: Seed) -> Captions {
 pub(super) fn describe(scene: &Scene, seed: Seed) -> (Captions, Statement) {
     let mut draws = seed.named("captions").draws();
     let statement = Statement::about(scene, &mut draws);
-    (
-        Captions {
-            short: statement.to_string(),
-            long: long(scene, &mut draws),
-        },
-        statement,
-    )
+    (Captions { short: statement.to_string(), long: long(scene, &mut draws) }, statement)
 }
 
 /// So many objects of a class, perhaps of a colour.
@@ -67,11 +49,7 @@ pub(super) struct Phrase {
 
 impl Phrase {
     pub(super) fn one(class: Class, color: Option<Color>) -> Self {
-        Self {
-            count: 1,
-            color,
-            class,
-        }
+        Self { count: 1, color, class }
     }
 
     fn matches(&self, object: &Object) -> bool {
@@ -79,11 +57,7 @@ impl Phrase {
     }
 
     fn words(&self) -> String {
-        let noun = if self.count == 1 {
-            self.class.name()
-        } else {
-            self.class.plural()
-        };
+        let noun = if self.count == 1 { self.class.name() } else { self.class.plural() };
         let first = self.color.map_or(noun, Color::name);
         let count = match self.count {
             // Of all colours and classes only "orange" begins with a vowel.
@@ -116,10 +90,7 @@ impl Statement {
         let mut phrases: Vec<Phrase> = Vec::new();
         for object in &scene.objects {
             let wanted = Phrase::one(object.class, colored.then_some(object.color));
-            match phrases
-                .iter_mut()
-                .find(|known| known.class == wanted.class && known.color == wanted.color)
-            {
+            match phrases.iter_mut().find(|known| known.class == wanted.class && known.color == wanted.color) {
                 Some(known) => known.count += 1,
                 None => phrases.push(wanted),
             }
@@ -128,20 +99,14 @@ impl Statement {
             [a, b] if a.class != b.class && draws.uniform() < 0.5 => a.clear_relation(b),
             _ => None,
         };
-        Self {
-            phrases,
-            relation: related,
-        }
+        Self { phrases, relation: related }
     }
 
     /// The statement as a prompt of a task.
     pub(super) fn metadata(&self, tag: Tag) -> Metadata {
         let include = |phrase: &Phrase| {
             let color = phrase.color.map(|color| color.name().to_owned());
-            Include {
-                color,
-                ..Include::new(phrase.class.name(), phrase.count)
-            }
+            Include { color, ..Include::new(phrase.class.name(), phrase.count) }
         };
         let mut includes: Vec<Include> = self.phrases.iter().map(include).collect();
         if let (Some(relation), [first, second, ..]) = (self.relation, includes.as_mut_slice()) {
@@ -150,57 +115,30 @@ impl Statement {
             second.position = Some((relation, 0));
         }
         let exclude = match tag {
-            Tag::Counting => includes
-                .iter()
-                .map(|one| Include::new(&one.class, one.count + 1))
-                .collect(),
+            Tag::Counting => includes.iter().map(|one| Include::new(&one.class, one.count + 1)).collect(),
             _ => Vec::new(),
         };
-        Metadata {
-            tag,
-            include: includes,
-            exclude,
-            prompt: self.to_string(),
-        }
+        Metadata { tag, include: includes, exclude, prompt: self.to_string() }
     }
 
     /// Whether it is true of a scene: "two" means exactly two, "a" means at least one.
     pub(super) fn holds(&self, scene: &Scene) -> bool {
         let counted = |phrase: &Phrase| {
-            let found = scene
-                .objects
-                .iter()
-                .filter(|object| phrase.matches(object))
-                .count();
-            if phrase.count == 1 {
-                found >= 1
-            } else {
-                found == phrase.count
-            }
+            let found = scene.objects.iter().filter(|object| phrase.matches(object)).count();
+            if phrase.count == 1 { found >= 1 } else { found == phrase.count }
         };
-        self.phrases.iter().all(counted)
-            && self
-                .relation
-                .is_none_or(|relation| self.related(relation, scene))
+        self.phrases.iter().all(counted) && self.relation.is_none_or(|relation| self.related(relation, scene))
     }
 
     fn related(&self, relation: Relation, scene: &Scene) -> bool {
         let [first, second, ..] = self.phrases.as_slice() else {
             return false;
         };
-        let of = |phrase: &Phrase| {
-            scene
-                .objects
-                .iter()
-                .filter(|object| phrase.matches(object))
-                .collect::<Vec<_>>()
-        };
+        let of = |phrase: &Phrase| scene.objects.iter().filter(|object| phrase.matches(object)).collect::<Vec<_>>();
         let seconds = of(second);
-        of(first).into_iter().any(|a| {
-            seconds
-                .iter()
-                .any(|b| crate::geneval::relations(a.bbox(), b.bbox()).contains(&relation))
-        })
+        of(first)
+            .into_iter()
+            .any(|a| seconds.iter().any(|b| crate::geneval::relations(a.bbox(), b.bbox()).contains(&relation)))
     }
 }
 
@@ -226,18 +164,10 @@ fn long(scene: &Scene, draws: &mut Draws) -> String {
         .into_iter()
         .map(|row| {
             let object = &scene.objects[row];
-            format!(
-                "{} {}",
-                Phrase::one(object.class, Some(object.color)).words(),
-                area(object.x, object.y)
-            )
+            format!("{} {}", Phrase::one(object.class, Some(object.color)).words(), area(object.x, object.y))
         })
         .collect();
-    let ground = if draws.uniform() < 0.25 {
-        " on a gray background"
-    } else {
-        ""
-    };
+    let ground = if draws.uniform() < 0.25 { " on a gray background" } else { "" };
     format!("{opening} {}{ground}", told.join(" and "))
 }
 

@@ -1,0 +1,174 @@
+//! SimpleAR as a policy: replay equals sampling, draws know no neighbours, every parameter learns.
+
+#![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use grpo::{Completion, Gradients, Policy, Prompt, Request, Scoring, Seed};
+use grpo_policies::cosmos::{Cosmos, CosmosConfig};
+use grpo_policies::decoder::{Decoder, DecoderConfig};
+use grpo_policies::safetensors_file::Precision;
+use grpo_policies::simplear::{Law, ScoredAs, SimpleAr, TextTokenizer};
+
+const WORDS: [&str; 6] = ["a", "photo", "of", "red", "blue", "star"];
+
+fn small(levels: &[u32]) -> SimpleAr {
+    let config =
+        CosmosConfig { channels: 8, levels: levels.to_vec(), embedding_dim: levels.len(), ..CosmosConfig::shapes() };
+    let cosmos = Cosmos::init(config, Seed::new(1), &Device::Cpu).unwrap();
+    let text = TextTokenizer::of_words(WORDS).unwrap();
+    let config = DecoderConfig {
+        vocab_size: text.n_ids() as usize + cosmos.n_codes() as usize,
+        hidden_size: 32,
+        intermediate_size: 48,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        max_position_embeddings: 64,
+        ..DecoderConfig::default()
+    };
+    let mut tensors = Decoder::init(config.clone(), Seed::new(2)).unwrap().tensors();
+    // Fresh weights are near uniform; larger ones make laws differ enough to be told apart.
+    for tensor in tensors.values_mut().filter(|tensor| tensor.rank() == 2) {
+        *tensor = (&*tensor * 8.0).unwrap();
+    }
+    let decoder = Decoder::from_tensors(config, tensors, true).unwrap();
+    SimpleAr::new(decoder, Arc::new(cosmos), Arc::new(text), (3, 4)).unwrap()
+}
+
+fn draw(policy: &SimpleAr, prompts: &[&Prompt]) -> Vec<Completion<SimpleAr>> {
+    let request = |(row, prompt): (usize, &&'_ Prompt)| (row as u64, (*prompt).clone());
+    let owned: Vec<(u64, Prompt)> = prompts.iter().enumerate().map(request).collect();
+    let requests: Vec<Request<'_>> =
+        owned.iter().map(|(row, prompt)| Request { prompt, seed: Seed::new(7).fold(*row) }).collect();
+    policy.sample(&requests).unwrap()
+}
+
+fn replay(policy: &SimpleAr, prompts: &[&Prompt], drawn: &[Completion<SimpleAr>]) -> Vec<Vec<f32>> {
+    let batch: Vec<_> = prompts.iter().copied().zip(drawn.iter().map(|completion| &completion.trace)).collect();
+    policy.log_probs(&batch).unwrap().rows().unwrap()
+}
+
+/// The largest difference between sampled and replayed log-probs under a law.
+fn difference(law: Law) -> f32 {
+    let policy = small(&[5, 5]).with_law(law).unwrap();
+    let [long, short] = ["a photo of a red star", "star"].map(Prompt::new);
+    let prompts = [&long, &long, &short];
+    let drawn = draw(&policy, &prompts);
+    let replayed = replay(&policy, &prompts, &drawn);
+    let pairs = drawn.iter().zip(&replayed).flat_map(|(drawn, row)| drawn.log_probs.iter().zip(row));
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn replayed_log_probs_equal_sampled_ones_under_every_exact_law() {
+    for temperature in [0.5, 1.0, 2.0] {
+        let got = difference(Law { temperature, ..Law::default() });
+        assert!(got < 1e-4, "temperature {temperature}: {got}");
+    }
+    let got = difference(Law { prefix: "a photo of ".into(), ..Law::default() });
+    assert!(got < 1e-4, "prefix: {got}");
+}
+
+#[test]
+fn a_shaped_law_says_that_it_is_scored_otherwise() {
+    let shaped = [
+        Law { guidance: 3.0, ..Law::default() },
+        Law { top_k: Some(3), ..Law::default() },
+        Law { top_p: 0.5, ..Law::default() },
+    ];
+    for law in shaped {
+        let law = Law { scored_as: ScoredAs::Conditional, ..law };
+        assert_eq!(small(&[5, 5]).with_law(law.clone()).unwrap().scoring(), Scoring::Conditional);
+        let got = difference(law.clone());
+        assert!(got > 1e-2, "{law:?}: the difference that is to be logged is only {got}");
+    }
+    assert_eq!(small(&[5, 5]).scoring(), Scoring::Exact);
+}
+
+#[test]
+fn draws_know_neither_neighbours_nor_batch() {
+    for guidance in [1.0, 2.0] {
+        let law = Law { guidance, scored_as: ScoredAs::Conditional, ..Law::default() };
+        let policy = small(&[5, 5]).with_law(law).unwrap();
+        let [red, blue] = ["a red star", "a photo of a blue star"].map(Prompt::new);
+        let all = draw(&policy, &[&red, &blue, &red, &red]);
+        let fewer = draw(&policy, &[&red, &blue]);
+        for (a, b) in all.iter().zip(&fewer) {
+            assert_eq!(a.trace.codes, b.trace.codes);
+            assert_eq!(a.log_probs, b.log_probs);
+            assert_eq!(a.sample, b.sample);
+        }
+        assert_ne!(all[0].trace.codes, all[2].trace.codes, "other seeds are other draws");
+    }
+}
+
+#[test]
+fn every_parameter_gets_a_gradient_and_the_reference_none() {
+    let policy = small(&[5, 5]);
+    let prompt = Prompt::new("a red star");
+    let drawn = draw(&policy, &[&prompt]);
+    let log_probs = policy.log_probs(&[(&prompt, &drawn[0].trace)]).unwrap();
+    let mut gradients = Gradients::new();
+    let weights = Tensor::arange(0f32, 12.0, &Device::Cpu).unwrap().reshape((1, 12)).unwrap();
+    policy.backward(&log_probs, &weights, &mut gradients).unwrap();
+    for (name, _) in policy.params().iter() {
+        let gradient = gradients.get(name).unwrap_or_else(|| panic!("{name} has no gradient"));
+        let size = gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(size > 0.0 && size.is_finite(), "{name}: {size}");
+    }
+    assert!(policy.frozen().unwrap().params().is_empty());
+}
+
+#[test]
+fn a_reference_stays_when_the_policy_moves() {
+    let policy = small(&[5, 5]);
+    let reference = policy.frozen().unwrap();
+    let prompt = Prompt::new("a red star");
+    let drawn = draw(&policy, &[&prompt]);
+    let before = replay(&reference, &[&prompt], &drawn);
+    for (_, var) in policy.params().iter() {
+        var.set(&(var.as_tensor() * 1.5).unwrap()).unwrap();
+    }
+    assert_eq!(before, replay(&reference, &[&prompt], &drawn));
+    assert_ne!(before, replay(&policy, &[&prompt], &drawn));
+}
+
+#[test]
+fn a_saved_checkpoint_samples_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = small(&[5, 5]);
+    policy.save(folder.path(), Precision::F32).unwrap();
+    let loaded = SimpleAr::load(folder.path(), 24, 32, &Device::Cpu).unwrap();
+    let prompt = Prompt::new("a photo of a blue star");
+    let (a, b) = (draw(&policy, &[&prompt]), draw(&loaded, &[&prompt]));
+    assert_eq!(a[0].trace.codes, b[0].trace.codes);
+    assert_eq!(a[0].sample, b[0].sample);
+}
+
+#[test]
+fn parts_that_do_not_belong_together_are_refused() {
+    let policy = small(&[5, 5]);
+    let text = Arc::new(TextTokenizer::of_words(["star"]).unwrap());
+    let config = CosmosConfig { channels: 8, levels: vec![5, 5], embedding_dim: 2, ..CosmosConfig::shapes() };
+    let cosmos = Arc::new(Cosmos::init(config, Seed::new(1), &Device::Cpu).unwrap());
+    let error = SimpleAr::new(policy.decoder().clone(), cosmos, text, (3, 4)).err().unwrap().to_string();
+    assert!(
+        error.starts_with("the decoder's vocabulary has 39 ids; the tokenizer's 9 and the codebook's 25 make 34"),
+        "{error}"
+    );
+}
+
+#[test]
+fn traces_that_do_not_fit_are_refused() {
+    let policy = small(&[5, 5]);
+    let prompt = Prompt::new("a red star");
+    let good = draw(&policy, &[&prompt]).remove(0).trace;
+    let error = |codes: Vec<u32>| {
+        let trace = grpo_policies::simplear::ImageTrace { codes, ..good.clone() };
+        policy.log_probs(&[(&prompt, &trace)]).err().unwrap().to_string()
+    };
+    assert!(error(vec![0; 5]).contains("a trace has 5 codes; the grid of 3 x 4 needs 12"));
+    assert!(error(vec![25; 12]).contains("a trace holds code 25; the codebook has 25"));
+}
