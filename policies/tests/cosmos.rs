@@ -230,7 +230,7 @@ fn codes_and_sizes_that_cannot_be_are_errors() {
     check(tokenizer.decode(&[vec![]], (0, 8)), "image 0 has 0 codes");
     check(tokenizer.decode(&[vec![0; 4]], (usize::MAX, 2)), "image 0 has 4 codes");
     let beyond = tokenizer.n_codes();
-    check(tokenizer.decode(&[vec![0], vec![beyond]], (1, 1)), "image 1 holds code 1000; codes run from 0 to 999");
+    check(tokenizer.decode(&[vec![0], vec![beyond]], (1, 1)), "image 1 holds code 1600; codes run from 0 to 1599");
     let odd = RgbImage::new(64, 60);
     let message = tokenizer.encode(&[&odd]).unwrap_err().to_string();
     assert!(message.contains("60 rows and 64 columns"), "{message}");

@@ -185,6 +185,7 @@ class Corpus:
         if not os.path.exists(cache):
             np.save(cache, find_patches(pixels, self.objects))
         self.patches = torch.from_numpy(np.load(cache)).long()
+        self.layout = layouts(self.patches)
 
     def _index_texts(self):
         tokenizer = open_clip.get_tokenizer("ViT-H-14")
@@ -210,6 +211,8 @@ class Corpus:
         self.texts = texts
         said = [parse_text(text) for text in texts]
         self.said_kind = torch.tensor([[kind for kind, _ in phrases] for phrases in said])
+        relations = [parse_relation(text) for text in texts]
+        self.relation = torch.tensor([code for code in relations])
         self.said_count = torch.tensor([[count for _, count in phrases] for phrases in said])
 
     def _count_objects(self):
@@ -307,6 +310,26 @@ def parse_text(text):
     found = [(kind_of(color or None, PLURALS.get(name, name)), NUMBERS[n]) for n, color, name in PHRASE.findall(text)]
     assert 1 <= len(found) <= MAX_PHRASES, text
     return found + [(N_KINDS, 0)] * (MAX_PHRASES - len(found))
+
+
+def parse_relation(text):
+    """`[12]`: which way each class is said to lie off the other, across and down; all 0 where no relation is said."""
+    code = [0.0] * (2 * len(CLASSES))
+    said = re.search(r"an? (?:\w+ )?(%s) (left of|right of|above|below) an? (?:\w+ )?(%s)" % (("|".join(CLASSES),) * 2), text)
+    if said:
+        first, word, second = said.groups()
+        axis, sign = {"left of": (0, -1.0), "right of": (0, 1.0), "above": (1, -1.0), "below": (1, 1.0)}[word]
+        code[2 * CLASSES.index(first) + axis] = sign
+        code[2 * CLASSES.index(second) + axis] = -sign
+    return code
+
+
+def layouts(patches):
+    """`[N, 12]`: how far the objects of each class lie off the middle of all objects, across and down, about -2 to 2."""
+    centre = (patches[:, 2] > 0) & (patches[:, 0] > 0)
+    kinds = F.one_hot((patches[:, 0] - 1).clamp(min=0), len(CLASSES)).float() * centre[..., None]
+    middle = (centre[..., None] * coordinates()).sum(1, keepdim=True) / centre.sum(1).clamp(min=1)[:, None, None]
+    return 2 * (kinds[..., None] * (coordinates() - middle)[:, :, None]).sum(1).flatten(1)
 
 
 def find_patches(pixels, objects):

@@ -66,8 +66,12 @@ def contrast(logits, target, false):
     return F.cross_entropy(logits.masked_fill(~compete, IMPOSSIBLE), target.to(logits.device))
 
 
-def caption_loss(model, corpus, rows, images, spoilt):
-    """Pictures over short captions and false ones, short captions over pictures and damaged ones, both for long ones."""
+def caption_loss(model, layout, corpus, rows, images, spoilt):
+    """Pictures over short captions and false ones, short captions over pictures and damaged ones, both for long ones.
+
+    `layout` reads from pictures and captions alike which class lies where. Without it relations are a saddle: a picture's
+    embedding gains nothing from telling where what is before captions' embeddings tell it too, and the other way round.
+    """
     n, own = len(rows), torch.arange(len(rows))
     scale = model.scale()
     variant = torch.randint(corpus.captions.shape[1], (n,))
@@ -93,7 +97,13 @@ def caption_loss(model, corpus, rows, images, spoilt):
     long = corpus.long[rows[few]]
     false = corpus.surely_false(rows[few], long)
     logits = scale * images[few] @ corpus.embed(model, long).T
-    return loss + 0.25 * (contrast(logits, few, false) + contrast(logits.T, few, false.T))
+    loss = loss + 0.25 * (contrast(logits, few, false) + contrast(logits.T, few, false.T))
+
+    said = corpus.relation[texts].to(images.device)
+    tells = said.abs().sum(1) > 0
+    read_from_text = F.smooth_l1_loss(layout(embedded[tells]).float(), said[tells]) if tells.any() else 0
+    read_from_images = F.smooth_l1_loss(layout(images).float(), corpus.layout[rows].to(images.device))
+    return loss + 5 * (read_from_text + read_from_images)
 
 
 class Sight(torch.nn.Module):
@@ -240,6 +250,7 @@ class Training:
     def __init__(self, model, corpus, rows, held_out, args):
         self.model, self.corpus, self.rows, self.held_out, self.args = model, corpus, rows, held_out, args
         self.sight = Sight(model.image.norm.normalized_shape[0]).to(corpus.device)
+        self.layout = torch.nn.Linear(model.embed_dim, 2 * len(CLASSES)).to(corpus.device)
         self.batches = Batches(corpus, rows, args.seed)
         self.generator = torch.Generator(device=corpus.device).manual_seed(args.seed)
         self.autocast = lambda: torch.autocast(args.device.split(":")[0], torch.bfloat16)
@@ -279,11 +290,11 @@ class Training:
                     seen = Seen(self.model, self.batches, self.args.cached, self.generator)
                 rows, tokens = seen.draw(self.args.batch)
                 images = self.model.image.relate(tokens).float()
-                return caption_loss(self.model, self.corpus, rows, images[: len(rows)], images[len(rows) :])
+                return caption_loss(self.model, self.layout, self.corpus, rows, images[: len(rows)], images[len(rows) :])
 
         image = self.model.image
         modules = [image.relating, image.norm, image.queries, image.summed, image.mixed, image.projection, self.model.text]
-        modules += [Bare(image.place), Bare(self.model.log_scale)]
+        modules += [Bare(image.place), Bare(self.model.log_scale), self.layout]
         return Stage("relate", modules, self.args.lr, self.limits("relate")).run(loss, self.held)
 
     def together(self):
@@ -294,10 +305,10 @@ class Training:
             with self.autocast():
                 tokens = see(self.model, torch.cat([as_sampled(clean, self.generator), spoilt]))
                 images = self.model.image.relate(tokens).float()
-                captions = caption_loss(self.model, self.corpus, rows, images[: len(rows)], images[len(rows) :])
+                captions = caption_loss(self.model, self.layout, self.corpus, rows, images[: len(rows)], images[len(rows) :])
                 return captions + self.sight.loss(tokens[: len(rows)], self.corpus.patches[rows])
 
-        stage = Stage("together", [self.model, self.sight], self.args.lr / 2, self.limits("together"))
+        stage = Stage("together", [self.model, self.sight, self.layout], self.args.lr / 2, self.limits("together"))
         return stage.run(loss, self.held)
 
 

@@ -59,7 +59,7 @@ impl CosmosConfig {
             patch_size: 4,
             z_channels: 16,
             embedding_dim: 4,
-            levels: vec![8, 5, 5, 5],
+            levels: vec![8, 8, 5, 5],
             spatial_compression: 8,
             temporal_compression: 4,
         }

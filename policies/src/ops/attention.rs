@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 use super::kernel::{Left, Panels, Product};
 use super::rope::Rope;
+use super::softmax::{attend_block, scale_shifted, unattend};
 use super::{host, is_host_f32, operand, stored, tensor, vector};
 
 /// Queries whose scores exist at one time.
@@ -223,44 +224,6 @@ struct Head<'a> {
     log_sums: &'a [f32],
     /// Its place in the group.
     member: usize,
-}
-
-/// Turns the first `real` scores into weights that sum to one and the rest to zero; gives the log-sum-exp.
-#[inline(always)]
-fn attend(scores: &mut [f32], real: usize) -> f32 {
-    let (seen, unseen) = scores.split_at_mut(real);
-    unseen.fill(0.0);
-    let (top, sum) = vector::exp_shifted(seen);
-    let scale = 1.0 / sum;
-    seen.iter_mut().for_each(|score| *score *= scale);
-    top + sum.ln()
-}
-
-/// [`attend`] for the lines of a block whose first query is at position `first`.
-#[inline(always)]
-fn attend_block(scores: &mut [f32], first: usize, log_sums: &mut [f32]) {
-    let columns = first + log_sums.len();
-    for (index, (scores, log_sum)) in scores.chunks_exact_mut(columns).zip(log_sums).enumerate() {
-        *log_sum = attend(scores, first + index + 1);
-    }
-}
-
-/// Turns scores into weights by their known log-sum-exp.
-#[inline(always)]
-fn unattend(scores: &mut [f32], to_scores: &mut [f32], real: usize, log_sum: f32) {
-    scores[real..].fill(0.0);
-    to_scores[real..].fill(0.0);
-    for score in &mut scores[..real] {
-        *score = vector::exp(*score - log_sum);
-    }
-}
-
-/// The softmax's backward: `weight · (grad - pull) · scale` in place of `grad`.
-#[inline(always)]
-fn scale_shifted(weights: &[f32], grads: &mut [f32], pull: f32, scale: f32) {
-    for (grad, weight) in grads.iter_mut().zip(weights) {
-        *grad = weight * (*grad - pull) * scale;
-    }
 }
 
 /// What the backward pass knows of one row of the batch.

@@ -11,6 +11,7 @@ pub(crate) mod kernel;
 pub(crate) mod linear;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+mod softmax;
 pub(crate) mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
