@@ -1,4 +1,12 @@
-//! x
+//! Rewards for [`grpo`]: what images are judged by.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`geneval`] | GenEval's published rules behind a `Detector` trait |
+//! | [`shapes`] | the embedded world: scenes, renderer, captions, prompts, exact detector |
+//! | `clip` (feature `onnx`) | CLIP and HPS: preprocessing, tokenizer, cosine of embeddings |
+//! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions |
+//! | [`Brightness`], [`JpegCompressibility`] | two rewards that show whether anything is learnt at all |
 
 #[cfg(feature = "onnx")]
 pub mod clip;
