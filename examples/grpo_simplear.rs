@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         n_steps: 80,
         rollout: RolloutConfig { prompts_per_step: 16, group_size: GroupSize::new(8)?, ..Default::default() },
         objective: Objective { kl_weight: 0.01, ..Default::default() },
-        optim: OptimConfig { lr: 1.5e-4, n_warmup: 5, ..Default::default() },
+        optim: OptimConfig { lr: 2e-4, n_warmup: 5, ..Default::default() },
         log: LogConfig { held_out_every: 20, ..Default::default() },
     };
 

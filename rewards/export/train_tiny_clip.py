@@ -306,6 +306,9 @@ class Training:
                 tokens = see(self.model, torch.cat([as_sampled(clean, self.generator), spoilt]))
                 images = self.model.image.relate(tokens).float()
                 captions = caption_loss(self.model, self.layout, self.corpus, rows, images[: len(rows)], images[len(rows) :])
+                # A head that the first stage did not train would spoil tokens that an earlier run did.
+                if not self.args.see:
+                    return captions
                 return captions + self.sight.loss(tokens[: len(rows)], self.corpus.patches[rows])
 
         stage = Stage("together", [self.model, self.sight, self.layout], self.args.lr / 2, self.limits("together"))
@@ -331,7 +334,7 @@ def main():
     held_out = torch.arange(len(corpus.rows) - n_held_out, len(corpus.rows))
     model = TinyClip(corpus.known_ids)
     if args.start:
-        model.load_state_dict(torch.load(args.start, map_location="cpu", weights_only=True)["state"], strict=False)
+        model.load_state_dict(torch.load(args.start, map_location="cpu", weights_only=True)["state"])
     model = model.to(args.device)
     n_params = {name: sum(p.numel() for p in getattr(model, name).parameters()) for name in ("image", "text")}
     print(f"{len(corpus.rows)} pictures, {len(corpus.texts)} texts of at most {corpus.length} ids, parameters {n_params}")
