@@ -31,7 +31,7 @@ fn main() -> Result<()> {
         std::env::args().nth(1).map_or(Ok(0), |seed| seed.parse()).context("the argument is the seed, a number")?;
     let config = TrainConfig {
         seed,
-        n_steps: 80,
+        n_steps: 60,
         rollout: RolloutConfig { prompts_per_step: 16, group_size: GroupSize::new(8)?, ..Default::default() },
         objective: Objective { kl_weight: 0.01, ..Default::default() },
         optim: OptimConfig { lr: 2e-4, n_warmup: 5, ..Default::default() },
