@@ -203,11 +203,11 @@ impl<P: Policy> Trainer<P> {
 
     /// Takes over a checkpoint of the same run.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        if checkpoint.state != self.state() {
+        let (theirs, ours) = (&checkpoint.state, self.state()?);
+        if *theirs != ours {
+            let line = differing_line(theirs, &ours);
             return Err(Error::config(format!(
-                "the checkpoint is of a run with {}; this run has {}: resume with the same configuration",
-                checkpoint.state,
-                self.state()
+                "the checkpoint is of another run ({line}); resume with the configuration of its config.toml"
             )));
         }
         checkpoint.restore(&mut self.optimizer)?;
@@ -216,13 +216,19 @@ impl<P: Policy> Trainer<P> {
     }
 
     /// What must not change between a run and its resumption; all else follows from it and the step.
-    fn state(&self) -> Value {
-        json!({
-            "seed": self.config.seed,
-            "n_prompts": self.prompts.len(),
-            "prompts_per_step": self.config.rollout.prompts_per_step,
-            "group_size": self.config.rollout.group_size.get(),
-        })
+    ///
+    /// As TOML text, because text is compared exactly and floats that went through JSON are not.
+    fn state(&self) -> Result<Value> {
+        let science = TrainConfig {
+            log: LogConfig::default(),
+            rollout: RolloutConfig {
+                prompts_per_step: self.config.rollout.prompts_per_step,
+                group_size: self.config.rollout.group_size,
+                ..RolloutConfig::default()
+            },
+            ..self.config
+        };
+        Ok(json!({ "config": science.to_toml()?, "n_prompts": self.prompts.len() }))
     }
 
     /// Trains to the last step. An error leaves a checkpoint of all steps done before it.
@@ -234,7 +240,7 @@ impl<P: Policy> Trainer<P> {
         while self.n_done < self.config.n_steps {
             let Err(error) = self.step().and_then(|()| self.after_step()) else { continue };
             if let Some(checkpoints) = &self.checkpoints {
-                checkpoints.save(self.n_done, &self.optimizer, &self.state())?;
+                checkpoints.save(self.n_done, &self.optimizer, &self.state()?)?;
             }
             return Err(error);
         }
@@ -294,7 +300,7 @@ impl<P: Policy> Trainer<P> {
             self.evaluate()?;
         }
         if let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| checkpoint) {
-            checkpoints.save(self.n_done, &self.optimizer, &self.state())?;
+            checkpoints.save(self.n_done, &self.optimizer, &self.state()?)?;
         }
         Ok(())
     }
@@ -331,6 +337,17 @@ impl<P: Policy> Trainer<P> {
     pub fn into_policy(self) -> P {
         self.policy
     }
+}
+
+/// The first setting in which two states differ, for a message.
+fn differing_line(theirs: &Value, ours: &Value) -> String {
+    let lines = |state: &Value| -> Vec<String> {
+        let config = state["config"].as_str().unwrap_or_default().lines().map(String::from);
+        config.chain([format!("n_prompts = {}", state["n_prompts"])]).collect()
+    };
+    let (theirs, ours) = (lines(theirs), lines(ours));
+    let differs = theirs.iter().zip(&ours).find(|(theirs, ours)| theirs != ours);
+    differs.map_or("other settings".into(), |(theirs, ours)| format!("there {theirs}, here {ours}"))
 }
 
 /// The node from which held-out samples are drawn: not the run's, so that runs of other seeds are compared on the same draws.

@@ -118,8 +118,19 @@ fn another_configuration_is_not_resumed() {
     let root = tempfile::tempdir().unwrap();
     let run = RunFolder::create(root.path(), "a", 3).unwrap();
     recorded(config(3, 3), &run).run().unwrap();
-    let error = toy(config(4, 3)).record_in(&run, "").err().unwrap().to_string();
-    assert!(error.contains("resume with the same configuration"), "{error}");
+    let refusal = |config: TrainConfig| toy(config).record_in(&run, "").err().unwrap().to_string();
+    let error = refusal(config(4, 3));
+    assert!(
+        error.contains("there seed = 3, here seed = 4") && error.contains("resume with the configuration"),
+        "{error}"
+    );
+    let mut other_rate = config(3, 3);
+    other_rate.optim.lr = 0.2;
+    assert!(refusal(other_rate).contains("there lr = 0.1, here lr = 0.2"));
+    let mut other_log = config(3, 3);
+    other_log.log.samples_every = 1;
+    other_log.rollout.rows_per_call = 1;
+    assert!(toy(other_log).record_in(&run, "").is_ok(), "what does not change the run may change");
 }
 
 #[test]
