@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use grpo::{Group, GroupSampler, GroupSize, IndexedPrompt, Prompt, RewardSet, Rollout, Seed, panel};
+use grpo::{Group, GroupSampler, GroupSize, IndexedPrompt, Prompt, Reward, RewardSet, Rollout, Seed, panel};
 use grpo_policies::simplear::SimpleAr;
 use grpo_rewards::geneval::{GenEval, Summary};
-use grpo_rewards::shapes::ShapesDetector;
+use grpo_rewards::shapes::{DEFAULT_SIDE, ShapesDetector, held_out_prompts, render, scene_for};
+use image::RgbImage;
 
 use super::generate::LawArgs;
 use super::{PolicyArgs, print, tell};
@@ -25,6 +26,8 @@ pub struct Eval {
 enum Benchmark {
     /// GenEval's six tasks on the Shapes world's held-out prompts, by the exact detector.
     Geneval(Geneval),
+    /// What the visual tokenizer lets through: the same tasks on rendered scenes, encoded and decoded.
+    Tokenizer(Tokenizer),
 }
 
 impl Eval {
@@ -32,6 +35,7 @@ impl Eval {
     pub fn run(self) -> Outcome<()> {
         match self.benchmark {
             Benchmark::Geneval(geneval) => geneval.run(),
+            Benchmark::Tokenizer(tokenizer) => tokenizer.run(),
         }
     }
 }
@@ -84,5 +88,48 @@ impl Geneval {
         let indexed: Vec<IndexedPrompt<'_>> = prompts.iter().enumerate().collect();
         let seed = self.seed.map_or_else(grpo::held_out_seed, Seed::new);
         Ok(sampler.collect(policy, &indexed, seed)?)
+    }
+}
+
+/// The ceiling of any policy that writes with this tokenizer.
+#[derive(Args)]
+struct Tokenizer {
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Scenes of each prompt.
+    #[arg(short, default_value_t = 4)]
+    n: usize,
+    /// The seed of the scenes.
+    #[arg(long, default_value_t = 9)]
+    seed: u64,
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Tokenizer {
+    fn run(self) -> Outcome<()> {
+        let device = parts::device(&self.policy.device)?;
+        let policy = parts::policy(PolicySource::ShapesSft, self.policy.policy.as_deref(), &device)?;
+        let judge = GenEval::new(ShapesDetector::new());
+        let (mut prompts, mut scores) = (Vec::new(), Vec::new());
+        for (row, metadata) in held_out_prompts().iter().enumerate() {
+            let seed = Seed::new(self.seed).fold(row as u64);
+            let scene = |draw: usize| Ok(render(&scene_for(metadata, seed.fold(draw as u64))?, DEFAULT_SIDE));
+            let scenes: Vec<RgbImage> = (0..self.n).map(scene).collect::<grpo::Result<_>>()?;
+            let codes = policy.cosmos().encode(&scenes.iter().collect::<Vec<_>>())?;
+            let prompt = metadata.to_prompt()?;
+            let decoded = policy.decode(&codes)?;
+            scores.push(decoded.iter().map(|image| judge.score(&prompt, image)).collect::<Result<Vec<f32>, _>>()?);
+            prompts.push(prompt);
+        }
+        report(&Summary::of(&prompts, &scores)?, self.json)
+    }
+}
+
+fn report(summary: &Summary, json: bool) -> Outcome<()> {
+    match json {
+        true => print(&serde_json::to_string(summary).map_err(|error| Failure::from(anyhow::Error::from(error)))?),
+        false => print(&summary.to_string()),
     }
 }
