@@ -38,6 +38,10 @@ pub(super) fn refuse_rest(tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     }
 }
 
+/// Weights that write into a residual stream or into the picture begin this much smaller, so that a fresh network is
+/// nearly linear and its first pictures are grey; at full size the first hundreds of steps go into unlearning them.
+const QUIET: f64 = 0.1;
+
 /// A fresh variable: scales 1, biases 0, weights normal with variance 1 / inputs (LeCun et al., 1998).
 pub(super) fn fresh(name: &str, shape: &[usize], seed: Seed, device: &Device) -> Result<Var> {
     let shape = Shape::from(shape);
@@ -45,8 +49,10 @@ pub(super) fn fresh(name: &str, shape: &[usize], seed: Seed, device: &Device) ->
         0 | 1 => vec![if name.ends_with(".weight") { 1.0 } else { 0.0 }; shape.elem_count()],
         _ => {
             let inputs = shape.dims()[1..].iter().product::<usize>().max(1) as f64;
+            let quiet = [".conv2.weight", "proj_out.weight", "decoder.conv_out.weight"].iter().any(|end| name.ends_with(end));
+            let scale = if quiet { QUIET } else { 1.0 } / inputs.sqrt();
             let mut draws = seed.named(name).draws();
-            (0..shape.elem_count()).map(|_| (draws.normal() / inputs.sqrt()) as f32).collect()
+            (0..shape.elem_count()).map(|_| (draws.normal() * scale) as f32).collect()
         }
     };
     Ok(Var::from_vec(values, shape, device)?)
