@@ -87,7 +87,7 @@ impl Sft {
     }
 }
 
-/// What a stage sees. Neither ever shows a held-out combination.
+/// What a stage sees. Neither ever says a held-out combination.
 #[derive(Clone, Copy)]
 enum Scenes {
     /// Anything the world can draw, told at length or in short: pretraining.

@@ -14,7 +14,12 @@ pub(super) const MAX_OBJECTS: usize = 4;
 /// The least distance along the axis of a relation, and the most across it as a share of that.
 const CLEAR_OFFSET: f32 = 0.34;
 const CLEAR_SLANT: f32 = 0.5;
-/// How often a placement is tried before smaller objects are.
+/// Centres lie on every eighth of 64 pixels. At free places each edge is cut by the visual codes' cells in a way of its
+/// own, and a decoder of a million parameters spends its minutes on sub-pixels instead of on what a prompt asks for.
+const LATTICE: f32 = 8.0 / 64.0;
+/// The radius that is tried once larger ones do not fit, in pixels of a 64-pixel frame.
+const LEAST_SIZE: f32 = 8.0;
+/// How often a placement is tried, half of the times at the least size.
 const ATTEMPTS: usize = 300;
 
 /// Objects on a grey ground, in unit coordinates: x to the right, y downwards, both from 0 to 1.
@@ -130,12 +135,12 @@ fn parse(metadata: &Metadata) -> Result<(Vec<Kind>, Option<Bond>)> {
 
 /// Puts objects where they fit: sizes and places are drawn until the margins hold.
 ///
-/// A clear placement is nearly always found at once; shrinking sizes make a dead end ever less likely, and the
+/// A clear placement is nearly always found at once; the least size makes a dead end ever less likely, and the
 /// last resort is a fixed grid (or a fixed pair) that always fits.
 fn place(kinds: &[(Class, Color)], bond: Option<Bond>, draws: &mut Draws) -> Scene {
     for attempt in 0..ATTEMPTS {
-        let shrink = 1.0 - 0.3 * attempt as f32 / ATTEMPTS as f32;
-        if let Some(objects) = try_place(kinds, shrink, draws).filter(|objects| fits(objects, bond)) {
+        let sizes = if attempt < ATTEMPTS / 2 { sizes(kinds.len()) } else { &[LEAST_SIZE] };
+        if let Some(objects) = try_place(kinds, sizes, draws).filter(|objects| fits(objects, bond)) {
             return Scene { objects };
         }
     }
@@ -151,25 +156,27 @@ fn place(kinds: &[(Class, Color)], bond: Option<Bond>, draws: &mut Draws) -> Sce
     };
     let object = |(row, &(class, color)): (usize, &(Class, Color))| {
         let (x, y) = spot(row);
-        Object { class, color, x, y, radius: 0.12 }
+        Object { class, color, x, y, radius: LEAST_SIZE / 64.0 }
     };
     Scene { objects: kinds.iter().enumerate().map(object).collect() }
 }
 
-fn try_place(kinds: &[(Class, Color)], shrink: f32, draws: &mut Draws) -> Option<Vec<Object>> {
-    // Radii in pixels of a 64-pixel frame: what is alone may be large.
-    let (least, most) = match kinds.len() {
-        0 | 1 => (11.0, 18.0),
-        2 => (9.5, 13.0),
-        3 => (8.5, 11.5),
-        _ => (8.0, 10.5),
-    };
+/// Radii in pixels of a 64-pixel frame: what is alone may be large.
+fn sizes(count: usize) -> &'static [f32] {
+    match count {
+        0 | 1 => &[12.0, 14.0, 16.0],
+        2 => &[10.0, 12.0],
+        _ => &[10.0],
+    }
+}
+
+fn try_place(kinds: &[(Class, Color)], sizes: &[f32], draws: &mut Draws) -> Option<Vec<Object>> {
     let mut objects: Vec<Object> = Vec::with_capacity(kinds.len());
     for &(class, color) in kinds {
-        let radius = f32::max(7.5, shrink * between(least, most, draws)) / 64.0;
+        let radius = sizes[draws.below(sizes.len())] / 64.0;
         let object = (0..20).find_map(|_| {
             let reach = radius + MARGIN;
-            let (x, y) = (between(reach, 1.0 - reach, draws), between(reach, 1.0 - reach, draws));
+            let (x, y) = (lattice_point(reach, draws), lattice_point(reach, draws));
             let object = Object { class, color, x, y, radius };
             objects.iter().all(|other| apart(&object, other)).then_some(object)
         });
@@ -178,8 +185,11 @@ fn try_place(kinds: &[(Class, Color)], shrink: f32, draws: &mut Draws) -> Option
     Some(objects)
 }
 
-fn between(least: f32, most: f32, draws: &mut Draws) -> f32 {
-    least + (most - least) * draws.uniform() as f32
+/// A place on the lattice, at least `reach` from either side of the frame.
+fn lattice_point(reach: f32, draws: &mut Draws) -> f32 {
+    let first = (reach / LATTICE).ceil() as usize;
+    let last = ((1.0 - reach) / LATTICE).floor() as usize;
+    (first + draws.below((last + 1).saturating_sub(first).max(1))) as f32 * LATTICE
 }
 
 fn apart(a: &Object, b: &Object) -> bool {

@@ -1,4 +1,4 @@
-//! What training never shows, so that the held-out prompts measure composition and not memory.
+//! What training never says, so that the held-out prompts measure composition and not memory.
 //!
 //! Every class, colour, count and relation is trained. Held out are combinations of them, per task:
 //!
@@ -16,7 +16,7 @@
 use super::{Class, Color, Scene};
 use crate::geneval::{Relation, relations};
 
-/// Whether a scene shows a combination that is held out; training scenes never do, said or unsaid.
+/// Whether a scene shows a combination that is held out; training captions never say one.
 ///
 /// A scene shows the class and colour of each object, the number of each class, each pair of classes, each
 /// relation of two different classes that GenEval's rule sees, and each pair of coloured objects of different classes.
