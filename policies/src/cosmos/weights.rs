@@ -49,7 +49,8 @@ pub(super) fn fresh(name: &str, shape: &[usize], seed: Seed, device: &Device) ->
         0 | 1 => vec![if name.ends_with(".weight") { 1.0 } else { 0.0 }; shape.elem_count()],
         _ => {
             let inputs = shape.dims()[1..].iter().product::<usize>().max(1) as f64;
-            let quiet = [".conv2.weight", "proj_out.weight", "decoder.conv_out.weight"].iter().any(|end| name.ends_with(end));
+            let quiet =
+                [".conv2.weight", "proj_out.weight", "decoder.conv_out.weight"].iter().any(|end| name.ends_with(end));
             let scale = if quiet { QUIET } else { 1.0 } / inputs.sqrt();
             let mut draws = seed.named(name).draws();
             (0..shape.elem_count()).map(|_| (draws.normal() * scale) as f32).collect()
