@@ -110,6 +110,17 @@ fn images_are_the_same_whatever_is_drawn_beside_them() {
 }
 
 #[test]
+fn the_embedded_tokenizer_lets_nine_scenes_in_ten_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = grpo(folder.path(), &["eval", "tokenizer", "-n", "1", "--json"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let summary: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(summary["images"], 60);
+    assert!(summary["overall"].as_f64().unwrap() >= 0.9, "{summary}");
+    mistake(folder.path(), &["eval", "tokenizer", "-n", "0"], &["0 is not in 1.."]);
+}
+
+#[test]
 fn mistakes_in_a_configuration_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = config("shapes_clip.toml");

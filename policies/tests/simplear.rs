@@ -9,7 +9,7 @@ use grpo::{Completion, Gradients, Policy, Prompt, Request, Scoring, Seed};
 use grpo_policies::cosmos::{Cosmos, CosmosConfig};
 use grpo_policies::decoder::{Decoder, DecoderConfig};
 use grpo_policies::safetensors_file::Precision;
-use grpo_policies::simplear::{Law, ScoredAs, SimpleAr, TextTokenizer};
+use grpo_policies::simplear::{Law, ScoredAs, SimpleAr, Stage, TextTokenizer};
 
 const WORDS: [&str; 6] = ["a", "photo", "of", "red", "blue", "star"];
 
@@ -145,6 +145,14 @@ fn a_saved_checkpoint_samples_the_same() {
     let (a, b) = (draw(&policy, &[&prompt]), draw(&loaded, &[&prompt]));
     assert_eq!(a[0].trace.codes, b[0].trace.codes);
     assert_eq!(a[0].sample, b[0].sample);
+}
+
+#[test]
+fn the_embedded_stages_write_with_the_shapes_tokenizer() {
+    for stage in [Stage::Pretrained, Stage::Sft] {
+        let policy = SimpleAr::shapes(stage, &Device::Cpu).unwrap();
+        assert_eq!(policy.cosmos().config(), &CosmosConfig::shapes());
+    }
 }
 
 #[test]

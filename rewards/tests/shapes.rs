@@ -172,6 +172,8 @@ fn objects_keep_their_margins() {
     for n in 0..2_000 {
         let scene = random_scene(Seed::new(31).fold(n));
         assert!((1..=4).contains(&scene.objects.len()));
+        let centres = scene.objects.iter().flat_map(|object| [8.0 * object.x, 8.0 * object.y]);
+        assert!(centres.into_iter().all(|eighths| eighths.fract() == 0.0), "{scene:?}");
         let boxes: Vec<[f32; 4]> = scene.objects.iter().map(|object| object.bbox().map(|side| side * 64.0)).collect();
         for (row, a) in boxes.iter().enumerate() {
             assert!(a[0] >= 3.99 && a[1] >= 3.99 && a[2] <= 60.01 && a[3] <= 60.01, "{a:?}");

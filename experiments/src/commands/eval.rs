@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use grpo::{Group, GroupSampler, GroupSize, IndexedPrompt, Prompt, Reward, RewardSet, Rollout, Seed, panel};
 use grpo_policies::simplear::SimpleAr;
@@ -69,12 +70,7 @@ impl Geneval {
         let groups = self.draw(&policy, &prompts)?;
         let scores: Vec<Vec<f32>> = groups.iter().map(Group::rewards).collect();
         let summary = Summary::of(&prompts, &scores)?;
-        match self.json {
-            true => {
-                print(&serde_json::to_string(&summary).map_err(|error| Failure::from(anyhow::Error::from(error)))?)?
-            }
-            false => print(&summary.to_string())?,
-        }
+        report(&summary, self.json)?;
         if let (Some(file), Some(picture)) = (&self.panel, panel(&groups, &[], &["geneval".into()])) {
             picture.save(file).map_err(|error| grpo::Error::file(file, error))?;
             tell(&format!("panel  {}", file.display()));
@@ -97,7 +93,7 @@ struct Tokenizer {
     #[command(flatten)]
     policy: PolicyArgs,
     /// Scenes of each prompt.
-    #[arg(short, default_value_t = 4)]
+    #[arg(short, default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     n: usize,
     /// The seed of the scenes.
     #[arg(long, default_value_t = 9)]

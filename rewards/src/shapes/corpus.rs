@@ -12,12 +12,12 @@ use super::prompts::example;
 use super::render::render;
 use crate::geneval::{Include, Tag};
 
-/// Which combinations are shown.
+/// Which combinations are said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// Only what is not held out: what a policy may see.
+    /// Only what is not held out: what a policy may be told.
     Train,
-    /// Everything: what a judge may see.
+    /// Everything: what a judge may know.
     All,
 }
 

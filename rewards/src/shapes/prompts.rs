@@ -59,8 +59,8 @@ pub fn held_out_prompts() -> Vec<Metadata> {
 /// An example that says nothing held out: one of the tasks, each as often as the others, or a free scene.
 ///
 /// A task's scene may show a held-out combination that its prompt does not ask for (the ring of "a photo of a ring" may
-/// be red); it is then told by that prompt alone. What is measured is thus the composition of words: were the pictures
-/// withheld as well, their visual codes would be codes that training never wrote, which no policy learns to write.
+/// be red); it is then told by that prompt alone, so what is measured is the composition of words. With the pictures
+/// withheld as well a red ring was never drawn (`experiments/LOG.md`); how much of that the withholding made is not known.
 pub fn training_example(seed: Seed) -> Example {
     example(seed, Split::Train)
 }

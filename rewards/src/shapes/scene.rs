@@ -15,11 +15,11 @@ pub(super) const MAX_OBJECTS: usize = 4;
 const CLEAR_OFFSET: f32 = 0.34;
 const CLEAR_SLANT: f32 = 0.5;
 /// Centres lie on every eighth of 64 pixels. At free places each edge is cut by the visual codes' cells in a way of its
-/// own, and a decoder of a million parameters spends its minutes on sub-pixels instead of on what a prompt asks for.
+/// own, which a decoder of a million parameters learns by heart: it reached half the loss on the lattice.
 const LATTICE: f32 = 8.0 / 64.0;
 /// The radius that is tried once larger ones do not fit, in pixels of a 64-pixel frame.
-const LEAST_SIZE: f32 = 8.0;
-/// How often a placement is tried, half of the times at the least size.
+const LEAST_RADIUS: f32 = 8.0;
+/// How often a placement is tried, half of the times at the least radius.
 const ATTEMPTS: usize = 300;
 
 /// Objects on a grey ground, in unit coordinates: x to the right, y downwards, both from 0 to 1.
@@ -135,12 +135,12 @@ fn parse(metadata: &Metadata) -> Result<(Vec<Kind>, Option<Bond>)> {
 
 /// Puts objects where they fit: sizes and places are drawn until the margins hold.
 ///
-/// A clear placement is nearly always found at once; the least size makes a dead end ever less likely, and the
+/// A clear placement is nearly always found at once; the least radius makes a dead end ever less likely, and the
 /// last resort is a fixed grid (or a fixed pair) that always fits.
 fn place(kinds: &[(Class, Color)], bond: Option<Bond>, draws: &mut Draws) -> Scene {
     for attempt in 0..ATTEMPTS {
-        let sizes = if attempt < ATTEMPTS / 2 { sizes(kinds.len()) } else { &[LEAST_SIZE] };
-        if let Some(objects) = try_place(kinds, sizes, draws).filter(|objects| fits(objects, bond)) {
+        let radii = if attempt < ATTEMPTS / 2 { usual_radii(kinds.len()) } else { &[LEAST_RADIUS] };
+        if let Some(objects) = try_place(kinds, radii, draws).filter(|objects| fits(objects, bond)) {
             return Scene { objects };
         }
     }
@@ -156,13 +156,13 @@ fn place(kinds: &[(Class, Color)], bond: Option<Bond>, draws: &mut Draws) -> Sce
     };
     let object = |(row, &(class, color)): (usize, &(Class, Color))| {
         let (x, y) = spot(row);
-        Object { class, color, x, y, radius: LEAST_SIZE / 64.0 }
+        Object { class, color, x, y, radius: LEAST_RADIUS / 64.0 }
     };
     Scene { objects: kinds.iter().enumerate().map(object).collect() }
 }
 
 /// Radii in pixels of a 64-pixel frame: what is alone may be large.
-fn sizes(count: usize) -> &'static [f32] {
+fn usual_radii(count: usize) -> &'static [f32] {
     match count {
         0 | 1 => &[12.0, 14.0, 16.0],
         2 => &[10.0, 12.0],
@@ -170,10 +170,10 @@ fn sizes(count: usize) -> &'static [f32] {
     }
 }
 
-fn try_place(kinds: &[(Class, Color)], sizes: &[f32], draws: &mut Draws) -> Option<Vec<Object>> {
+fn try_place(kinds: &[(Class, Color)], radii: &[f32], draws: &mut Draws) -> Option<Vec<Object>> {
     let mut objects: Vec<Object> = Vec::with_capacity(kinds.len());
     for &(class, color) in kinds {
-        let radius = sizes[draws.below(sizes.len())] / 64.0;
+        let radius = radii[draws.below(radii.len())] / 64.0;
         let object = (0..20).find_map(|_| {
             let reach = radius + MARGIN;
             let (x, y) = (lattice_point(reach, draws), lattice_point(reach, draws));
@@ -185,11 +185,11 @@ fn try_place(kinds: &[(Class, Color)], sizes: &[f32], draws: &mut Draws) -> Opti
     Some(objects)
 }
 
-/// A place on the lattice, at least `reach` from either side of the frame.
+/// A place on the lattice, at least `reach`, which is below one half, from either side of the frame.
 fn lattice_point(reach: f32, draws: &mut Draws) -> f32 {
     let first = (reach / LATTICE).ceil() as usize;
     let last = ((1.0 - reach) / LATTICE).floor() as usize;
-    (first + draws.below((last + 1).saturating_sub(first).max(1))) as f32 * LATTICE
+    (first + draws.below(last + 1 - first)) as f32 * LATTICE
 }
 
 fn apart(a: &Object, b: &Object) -> bool {
