@@ -9,8 +9,8 @@ use grpo::{Draws, Prompt, Reward, Seed};
 use grpo_rewards::geneval::{Detector, GenEval, Metadata, Summary, Tag, judge};
 use grpo_rewards::shapes::{
     BACKGROUND, Class, Color, DEFAULT_SIDE, Example, Object, Scene, ShapesDetector, Split, captions, example,
-    held_out_prompts, is_held_out, random_scene, render, scene_for, train_prompts, training_example, vocabulary,
-    write_corpus,
+    held_out_prompts, is_composition_held_out, is_held_out, random_scene, render, scene_for, train_prompts,
+    training_example, vocabulary, write_corpus,
 };
 use image::RgbImage;
 
@@ -198,6 +198,7 @@ fn training_never_says_what_is_held_out() {
             None => assert!(!is_held_out(&scene), "{scene:?}"),
             Some(metadata) => {
                 assert!(judge(&metadata, &scene.detections()).correct);
+                assert!(!is_composition_held_out(&scene), "{scene:?}");
                 assert_eq!(captions.short, metadata.prompt);
                 assert!(captions.long == metadata.prompt || !is_held_out(&scene), "{}", captions.long);
             }

@@ -39,7 +39,7 @@ pub use detector::ShapesDetector;
 pub use prompts::{Example, example, held_out_prompts, train_prompts, training_example};
 pub use render::{BACKGROUND, DEFAULT_SIDE, render};
 pub use scene::{Object, Scene, random_scene, scene_for};
-pub use split::is_held_out;
+pub use split::{is_composition_held_out, is_held_out};
 pub use statement::{Captions, captions, vocabulary};
 
 /// The six shapes.

@@ -14,12 +14,12 @@ pub(super) const MAX_OBJECTS: usize = 4;
 /// The least distance along the axis of a relation, and the most across it as a share of that.
 const CLEAR_OFFSET: f32 = 0.34;
 const CLEAR_SLANT: f32 = 0.5;
-/// Centres lie on every eighth of 64 pixels. At free places each edge is cut by the visual codes' cells in a way of its
-/// own, which a decoder of a million parameters learns by heart: it reached half the loss on the lattice.
+/// Half an object's extent, and the lattice that the centres lie on: 8 of 64 pixels.
+/// An object so fills 2 x 2 cells of the visual codes exactly. At free places and sizes each edge is cut by the cells in
+/// a way of its own, which a decoder of a million parameters has to learn by heart (`experiments/LOG.md`).
+const RADIUS: f32 = 8.0 / 64.0;
 const LATTICE: f32 = 8.0 / 64.0;
-/// The radius that is tried once larger ones do not fit, in pixels of a 64-pixel frame.
-const LEAST_RADIUS: f32 = 8.0;
-/// How often a placement is tried, half of the times at the least radius.
+/// How often a placement is tried.
 const ATTEMPTS: usize = 300;
 
 /// Objects on a grey ground, in unit coordinates: x to the right, y downwards, both from 0 to 1.
@@ -133,14 +133,12 @@ fn parse(metadata: &Metadata) -> Result<(Vec<Kind>, Option<Bond>)> {
     Ok((kinds, bond))
 }
 
-/// Puts objects where they fit: sizes and places are drawn until the margins hold.
+/// Puts objects where they fit: places are drawn until the margins hold.
 ///
-/// A clear placement is nearly always found at once; the least radius makes a dead end ever less likely, and the
-/// last resort is a fixed grid (or a fixed pair) that always fits.
+/// A clear placement is nearly always found at once; the last resort is a fixed grid (or a fixed pair) that always fits.
 fn place(kinds: &[(Class, Color)], bond: Option<Bond>, draws: &mut Draws) -> Scene {
-    for attempt in 0..ATTEMPTS {
-        let radii = if attempt < ATTEMPTS / 2 { usual_radii(kinds.len()) } else { &[LEAST_RADIUS] };
-        if let Some(objects) = try_place(kinds, radii, draws).filter(|objects| fits(objects, bond)) {
+    for _ in 0..ATTEMPTS {
+        if let Some(objects) = try_place(kinds, draws).filter(|objects| fits(objects, bond)) {
             return Scene { objects };
         }
     }
@@ -156,28 +154,16 @@ fn place(kinds: &[(Class, Color)], bond: Option<Bond>, draws: &mut Draws) -> Sce
     };
     let object = |(row, &(class, color)): (usize, &(Class, Color))| {
         let (x, y) = spot(row);
-        Object { class, color, x, y, radius: LEAST_RADIUS / 64.0 }
+        Object { class, color, x, y, radius: RADIUS }
     };
     Scene { objects: kinds.iter().enumerate().map(object).collect() }
 }
 
-/// Radii in pixels of a 64-pixel frame: what is alone may be large.
-fn usual_radii(count: usize) -> &'static [f32] {
-    match count {
-        0 | 1 => &[12.0, 14.0, 16.0],
-        2 => &[10.0, 12.0],
-        _ => &[10.0],
-    }
-}
-
-fn try_place(kinds: &[(Class, Color)], radii: &[f32], draws: &mut Draws) -> Option<Vec<Object>> {
+fn try_place(kinds: &[(Class, Color)], draws: &mut Draws) -> Option<Vec<Object>> {
     let mut objects: Vec<Object> = Vec::with_capacity(kinds.len());
     for &(class, color) in kinds {
-        let radius = radii[draws.below(radii.len())] / 64.0;
         let object = (0..20).find_map(|_| {
-            let reach = radius + MARGIN;
-            let (x, y) = (lattice_point(reach, draws), lattice_point(reach, draws));
-            let object = Object { class, color, x, y, radius };
+            let object = Object { class, color, x: lattice_point(draws), y: lattice_point(draws), radius: RADIUS };
             objects.iter().all(|other| apart(&object, other)).then_some(object)
         });
         objects.push(object?);
@@ -185,8 +171,9 @@ fn try_place(kinds: &[(Class, Color)], radii: &[f32], draws: &mut Draws) -> Opti
     Some(objects)
 }
 
-/// A place on the lattice, at least `reach`, which is below one half, from either side of the frame.
-fn lattice_point(reach: f32, draws: &mut Draws) -> f32 {
+/// A place on the lattice that keeps the margin from either side of the frame.
+fn lattice_point(draws: &mut Draws) -> f32 {
+    let reach = RADIUS + MARGIN;
     let first = (reach / LATTICE).ceil() as usize;
     let last = ((1.0 - reach) / LATTICE).floor() as usize;
     (first + draws.below(last + 1 - first)) as f32 * LATTICE

@@ -21,8 +21,13 @@ use crate::geneval::{Relation, relations};
 /// A scene shows the class and colour of each object, the number of each class, each pair of classes, each
 /// relation of two different classes that GenEval's rule sees, and each pair of coloured objects of different classes.
 pub fn is_held_out(scene: &Scene) -> bool {
+    scene.objects.iter().any(|object| held_color(object.class, object.color)) || is_composition_held_out(scene)
+}
+
+/// Whether a scene shows a held-out number of a class, or a held-out pair, relation or pair of coloured objects: what a
+/// training picture never does, even unsaid.
+pub fn is_composition_held_out(scene: &Scene) -> bool {
     let objects = &scene.objects;
-    let colors = objects.iter().any(|object| held_color(object.class, object.color));
     let counts = Class::ALL
         .into_iter()
         .any(|class| held_count(class, objects.iter().filter(|object| object.class == class).count()));
@@ -33,7 +38,7 @@ pub fn is_held_out(scene: &Scene) -> bool {
             held_pair(a.class, b.class) || attributes || arranged()
         })
     });
-    colors || counts || pairs
+    counts || pairs
 }
 
 /// Two colours for each class, five apart: each colour is held out of one or two classes.
