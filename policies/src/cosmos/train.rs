@@ -5,7 +5,9 @@
 //! 1. the mean absolute error, which keeps edges sharp, plus the mean squared error times [`SQUARED_WEIGHT`], which
 //!    weighs the few pixels of shapes that are plainly wrong above the many that are nearly right: the median of a
 //!    pixel that is mostly background is background, so the absolute error alone learns shapes late;
-//! 2. gradients pass the quantizer's rounding straight through (van den Oord et al., 2017); FSQ needs no further loss.
+//! 2. the mean size of the latents times [`RATE_WEIGHT`], a price on what a code says beyond the middle one: without it
+//!    the codes of a plain ground tell of objects far away, which the picture does not need and a policy has to predict;
+//! 3. gradients pass the quantizer's rounding straight through (van den Oord et al., 2017); FSQ needs no further loss.
 
 use candle_core::Tensor;
 use grpo::{AdamW, Error, Gradients, OptimConfig, Result};
@@ -16,6 +18,9 @@ use super::{Cosmos, pixels};
 
 /// Weight of the squared error beside the absolute error.
 const SQUARED_WEIGHT: f64 = 4.0;
+
+/// Weight of the latents' mean absolute value, before the quantizer's squashing.
+const RATE_WEIGHT: f64 = 0.05;
 
 /// Images of a batch whose gradients are computed together; part of the definition of the sum's order.
 const SHARE: usize = 2;
@@ -47,9 +52,10 @@ impl Cosmos {
             return Err(Error::config("a batch of no images has no loss; give at least one"));
         }
         let pixels = pixels::to_tensor(images, self.device())?;
-        let values = self.fsq.straight_through(&self.latents(&pixels)?)?;
-        let error = (self.reconstruct(&values)? - pixels)?;
-        Ok((error.abs()?.mean_all()? + (error.sqr()?.mean_all()? * SQUARED_WEIGHT)?)?)
+        let latents = self.latents(&pixels)?;
+        let error = (self.reconstruct(&self.fsq.straight_through(&latents)?)? - pixels)?;
+        let rate = (latents.abs()?.mean_all()? * RATE_WEIGHT)?;
+        Ok(((error.abs()?.mean_all()? + (error.sqr()?.mean_all()? * SQUARED_WEIGHT)?)? + rate)?)
     }
 
     /// Loss and gradients of a batch. Its shares run side by side, which keeps threads busy where a single operation
