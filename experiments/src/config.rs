@@ -203,6 +203,9 @@ pub struct StageFile {
     /// Probability that the long caption is taken where there is a choice.
     #[serde(default)]
     pub long_captions: f64,
+    /// Saves the checkpoint every so many steps; 0 only at the end, as the tokenizer always is.
+    #[serde(default)]
+    pub save_every: usize,
     /// The optimiser.
     pub optim: OptimConfig,
 }

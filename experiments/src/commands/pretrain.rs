@@ -1,6 +1,6 @@
 //! `grpo pretrain` and `grpo sft`: the miniature's checkpoints, from nothing, on a CPU.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -55,10 +55,7 @@ impl Pretrain {
         let decoder =
             Decoder::from_tensors(decoder.config().clone(), parts::on_device(decoder.tensors(), &device)?, true)?;
         let mut policy = SimpleAr::new(decoder, Arc::new(cosmos), Arc::new(text), grid)?;
-        stage(&mut policy, &file.stage, seed.named("pretrain"), Scenes::Free)?;
-        policy.save(&self.out, Precision::Bf16)?;
-        tell(&format!("policy  {}", self.out.display()));
-        Ok(())
+        stage(&mut policy, &file.stage, seed.named("pretrain"), Scenes::Free, &self.out)
     }
 }
 
@@ -80,10 +77,7 @@ impl Sft {
         let file: SftFile = config::read(&self.config.config, &self.config.changes)?;
         let device = parts::device(&self.policy.device)?;
         let mut policy = parts::policy(file.policy, self.policy.policy.as_deref(), &device)?;
-        stage(&mut policy, &file.stage, Seed::new(file.seed).named("sft"), Scenes::Tasks)?;
-        policy.save(&self.out, Precision::Bf16)?;
-        tell(&format!("policy  {}", self.out.display()));
-        Ok(())
+        stage(&mut policy, &file.stage, Seed::new(file.seed).named("sft"), Scenes::Tasks, &self.out)
     }
 }
 
@@ -116,7 +110,7 @@ fn train_cosmos(file: &PretrainFile, device: &candle_core::Device) -> Outcome<Co
     let mut cosmos = Cosmos::init(file.cosmos.clone(), seed, device)?;
     let plan = TrainPlan { n_steps: file.tokenizer.n_steps, optim: file.tokenizer.optim };
     tell(&format!("visual tokenizer: {} parameters, {} steps", cosmos.params().n_elements(), plan.n_steps));
-    let bar = progress(plan.n_steps);
+    let mut curve = Curve::new(plan.n_steps);
     let batch = |step: usize| {
         let image = |row: usize| {
             let seed = seed.fold(step as u64).fold(row as u64);
@@ -125,39 +119,62 @@ fn train_cosmos(file: &PretrainFile, device: &candle_core::Device) -> Outcome<Co
         Ok((0..file.tokenizer.batch).map(image).collect())
     };
     cosmos::train(&mut cosmos, &plan, batch, |step| {
-        bar.inc(1);
-        report(step.step, plan.n_steps, step.loss, &bar);
+        curve.add(step.step, step.loss);
         Ok(())
     })?;
-    bar.finish();
+    curve.bar.finish();
     Ok(cosmos)
 }
 
-fn stage(policy: &mut SimpleAr, file: &StageFile, seed: Seed, scenes: Scenes) -> Outcome<()> {
+/// Trains and saves; what is there when a run is broken off is a checkpoint like any other, without AdamW's moments.
+fn stage(policy: &mut SimpleAr, file: &StageFile, seed: Seed, scenes: Scenes, out: &Path) -> Outcome<()> {
     if file.n_steps == 0 || file.batch == 0 {
         return Err(Failure::user("stage.n_steps or stage.batch is 0; give at least 1"));
     }
     let plan = StagePlan { n_steps: file.n_steps, optim: file.optim, caption_dropout: file.caption_dropout, seed };
     let n_params = grpo::Policy::params(policy).n_elements();
     tell(&format!("decoder: {n_params} parameters, {} steps of {} images", plan.n_steps, file.batch));
-    let bar = progress(plan.n_steps);
+    let mut curve = Curve::new(plan.n_steps);
     let batch = |step: usize| {
         let seed = seed.named("data").fold(step as u64);
         Ok((0..file.batch).map(|row| scenes.draw(seed.fold(row as u64), file.long_captions)).collect())
     };
-    train_stage(policy, &plan, batch, |_, step| {
-        bar.inc(1);
-        report(step.step, plan.n_steps, step.loss, &bar);
-        Ok(())
+    train_stage(policy, &plan, batch, |policy, step| {
+        curve.add(step.step, step.loss);
+        let due = file.save_every > 0 && (step.step + 1).is_multiple_of(file.save_every);
+        if due { policy.save(out, Precision::Bf16) } else { Ok(()) }
     })?;
-    bar.finish();
+    curve.bar.finish();
+    policy.save(out, Precision::Bf16)?;
+    tell(&format!("policy  {}", out.display()));
     Ok(())
 }
 
-/// The loss on the bar, and a line every twentieth of the stage where there is no bar.
-fn report(step: usize, n_steps: usize, loss: f64, bar: &indicatif::ProgressBar) {
-    bar.set_message(format!("loss {loss:.4}"));
-    if bar.is_hidden() && ((step + 1).is_multiple_of((n_steps / 20).max(1)) || step == 0) {
-        tell(&format!("step {:>6}/{n_steps}  loss {loss:.4}", step + 1));
+/// The loss on the bar, and a line every twentieth of the stage where there is no bar: the mean since the last line, for
+/// the loss of one batch says little.
+struct Curve {
+    bar: indicatif::ProgressBar,
+    n_steps: usize,
+    sum: f64,
+    steps: usize,
+}
+
+impl Curve {
+    fn new(n_steps: usize) -> Self {
+        Self { bar: progress(n_steps), n_steps, sum: 0.0, steps: 0 }
+    }
+
+    fn add(&mut self, step: usize, loss: f64) {
+        self.sum += loss;
+        self.steps += 1;
+        let mean = self.sum / self.steps as f64;
+        self.bar.inc(1);
+        self.bar.set_message(format!("loss {mean:.4}"));
+        if (step + 1).is_multiple_of((self.n_steps / 20).max(1)) || step == 0 {
+            if self.bar.is_hidden() {
+                tell(&format!("step {:>6}/{}  loss {mean:.4}", step + 1, self.n_steps));
+            }
+            (self.sum, self.steps) = (0.0, 0);
+        }
     }
 }
