@@ -211,8 +211,8 @@ fn training_never_says_what_is_held_out() {
         }
     }
     for metadata in train_prompts() {
-        let free = (0..2_000).any(|n| !is_held_out(&scene_for(&metadata, Seed::new(n)).unwrap()));
-        assert!(free, "`{}` cannot be shown without a held-out combination", metadata.prompt);
+        let free = (0..2_000).any(|n| !is_composition_held_out(&scene_for(&metadata, Seed::new(n)).unwrap()));
+        assert!(free, "`{}` cannot be shown without a held-out composition", metadata.prompt);
     }
 }
 
