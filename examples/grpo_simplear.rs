@@ -14,8 +14,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use grpo::{
-    GroupSize, LogConfig, Objective, OptimConfig, OverlappedSampler, RewardSet, RolloutConfig, RunFolder, TrainConfig,
-    Trainer,
+    GroupSize, LogConfig, Objective, OptimConfig, OverlappedSampler, RewardSet, RolloutConfig, RunFolder, Schedule,
+    TrainConfig, Trainer,
 };
 use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::{SimpleAr, Stage};
@@ -31,10 +31,15 @@ fn main() -> Result<()> {
         std::env::args().nth(1).map_or(Ok(0), |seed| seed.parse()).context("the argument is the seed, a number")?;
     let config = TrainConfig {
         seed,
-        n_steps: 60,
+        n_steps: 80,
         rollout: RolloutConfig { prompts_per_step: 16, group_size: GroupSize::new(8)?, ..Default::default() },
         objective: Objective { kl_weight: 0.01, ..Default::default() },
-        optim: OptimConfig { lr: 2e-4, n_warmup: 5, ..Default::default() },
+        optim: OptimConfig {
+            lr: 5e-4,
+            n_warmup: 5,
+            schedule: Schedule::Cosine { min_ratio: 0.05 },
+            ..Default::default()
+        },
         log: LogConfig { held_out_every: 20, ..Default::default() },
     };
 
