@@ -16,7 +16,7 @@
 //! # Ok::<(), grpo::BoxError>(())
 //! ```
 //!
-//! What is held out is a combination, never a word: see [`is_held_out`].
+//! What is held out is a combination, never a word: see [`held_out_prompts`].
 
 mod corpus;
 mod detector;
@@ -39,7 +39,6 @@ pub use detector::ShapesDetector;
 pub use prompts::{Example, example, held_out_prompts, train_prompts, training_example};
 pub use render::{BACKGROUND, DEFAULT_SIDE, render};
 pub use scene::{Object, Scene, random_scene, scene_for};
-pub use split::{is_composition_held_out, is_held_out};
 pub use statement::{Captions, captions, vocabulary};
 
 /// The six shapes.

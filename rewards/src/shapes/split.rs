@@ -1,53 +1,45 @@
-//! What training never says, so that the held-out prompts measure composition and not memory.
+//! What training never asks for, so that the held-out prompts measure composition and not memory.
 //!
-//! Every class, colour, count and relation is trained. Held out are combinations of them, per task:
+//! Every class, colour, count and relation is trained. Held out are combinations of objects, colours and relations, each
+//! as the whole of what a caption says:
 //!
-//! | task | held out | of | elsewhere |
-//! |---|---|---|---|
-//! | `single_object` | nothing: a class alone is no combination | 6 classes | |
-//! | `colors` | 12 pairs of class and colour | 60 | said within `color_attr` |
-//! | `counting` | 6 pairs of class and count, one for each class | 18 | never |
-//! | `two_object` | 5 unordered pairs of classes | 15 | said within `position` and `color_attr` |
-//! | `position` | one arrangement (of left, right, above, below) for each of the other pairs of classes | 60 | never |
-//! | `color_attr` | a fifth of the pairs of coloured classes | about 1,300 | never |
+//! | task | held out | of |
+//! |---|---|---|
+//! | `single_object` | nothing: a class alone is no combination | 6 classes |
+//! | `colors` | 12 pairs of class and colour | 60 |
+//! | `counting` | 6 pairs of class and count, one for each class | 18 |
+//! | `two_object` | 5 unordered pairs of classes | 15 |
+//! | `position` | one arrangement (of left, right, above, below) for each of the other pairs of classes | 60 |
+//! | `color_attr` | a fifth of the pairs of coloured classes | about 1,300 |
 //!
-//! "Never" is never said and, in a scene of one of the tasks, never shown unsaid either ([`is_composition_held_out`]).
-//! The pairs of the other two may be parts of a larger combination: where a yellow triangle was never said at all, a
-//! decoder of a million parameters learned from every coloured triangle that yellow is not among its colours
-//! (`experiments/LOG.md`), and no reward on training prompts can teach it otherwise.
+//! A held-out combination may be part of a larger one: "a photo of a red ring" is never said, "a photo of a red ring and
+//! a blue star" is. Where "red ring" was in no sentence at all, a decoder of a million parameters learned from the other
+//! rings that red is not among their colours, and a reward on training prompts drove it further
+//! (`experiments/LOG.md`): that measures how well absences are learned.
 //!
 //! The arithmetic below only spreads the combinations evenly.
 
-use super::{Class, Color, Object, Scene};
-use crate::geneval::{Relation, relations};
+use super::statement::{Phrase, Statement};
+use super::{Class, Color};
+use crate::geneval::Relation;
 
-/// Whether a scene shows a combination that some task holds out; free training scenes never do.
-///
-/// A scene shows the class and colour of each object, the number of each class, each pair of classes, each
-/// relation of two different classes that GenEval's rule sees, and each pair of coloured objects of different classes.
-pub fn is_held_out(scene: &Scene) -> bool {
-    let objects = &scene.objects;
-    objects.iter().any(|object| held_color(object.class, object.color))
-        || pairs(objects).any(|(a, b)| held_pair(a.class, b.class))
-        || is_composition_held_out(scene)
+/// Whether a statement asks for a held-out combination and nothing more.
+pub(super) fn asks_held_out(statement: &Statement) -> bool {
+    match (statement.phrases.as_slice(), statement.relation) {
+        ([one], _) => held_count(one.class, one.count) || one.color.is_some_and(|color| held_color(one.class, color)),
+        ([a, b], relation) if a.count == 1 && b.count == 1 => match (relation, a.color.zip(b.color)) {
+            (Some(relation), None) => held_relation(a.class, relation, b.class),
+            (None, None) => held_pair(a.class, b.class),
+            (None, Some(_)) => attributes_held(a, b),
+            // Colours and a relation are more than any task asks for.
+            (Some(_), Some(_)) => false,
+        },
+        _ => false,
+    }
 }
 
-/// Whether a scene shows a held-out number of a class, relation or pair of coloured objects: what no training picture
-/// does, said or unsaid.
-pub fn is_composition_held_out(scene: &Scene) -> bool {
-    let objects = &scene.objects;
-    let counts = Class::ALL
-        .into_iter()
-        .any(|class| held_count(class, objects.iter().filter(|object| object.class == class).count()));
-    let composed = |(a, b): (&Object, &Object)| {
-        let arranged = || relations(a.bbox(), b.bbox()).into_iter().any(|r| held_relation(a.class, r, b.class));
-        held_attributes((a.class, a.color), (b.class, b.color)) || arranged()
-    };
-    counts || pairs(objects).any(composed)
-}
-
-fn pairs(objects: &[Object]) -> impl Iterator<Item = (&Object, &Object)> {
-    objects.iter().enumerate().flat_map(|(row, a)| objects[..row].iter().map(move |b| (a, b)))
+pub(super) fn attributes_held(a: &Phrase, b: &Phrase) -> bool {
+    a.color.zip(b.color).is_some_and(|(color_a, color_b)| held_attributes((a.class, color_a), (b.class, color_b)))
 }
 
 /// Two colours for each class, five apart: each colour is held out of one or two classes.
@@ -56,7 +48,7 @@ pub(super) fn held_color(class: Class, color: Color) -> bool {
 }
 
 /// One count for each class; one of a class is never held out.
-pub(super) fn held_count(class: Class, count: usize) -> bool {
+fn held_count(class: Class, count: usize) -> bool {
     count == 2 + class as usize % 3
 }
 
@@ -74,7 +66,7 @@ pub(super) fn held_relation(a: Class, relation: Relation, b: Class) -> bool {
 }
 
 /// A fifth of the pairs of coloured objects of different classes.
-pub(super) fn held_attributes(a: (Class, Color), b: (Class, Color)) -> bool {
+fn held_attributes(a: (Class, Color), b: (Class, Color)) -> bool {
     let number = |(class, color): (Class, Color)| 3 * class as usize + color as usize;
     a.0 != b.0 && (number(a) + number(b)).is_multiple_of(5)
 }
