@@ -31,16 +31,16 @@ fn main() -> Result<()> {
         std::env::args().nth(1).map_or(Ok(0), |seed| seed.parse()).context("the argument is the seed, a number")?;
     let config = TrainConfig {
         seed,
-        n_steps: 80,
+        n_steps: 75,
         rollout: RolloutConfig { prompts_per_step: 16, group_size: GroupSize::new(8)?, ..Default::default() },
-        objective: Objective { kl_weight: 0.01, ..Default::default() },
+        objective: Objective { kl_weight: 0.03, ..Default::default() },
         optim: OptimConfig {
             lr: 5e-4,
             n_warmup: 5,
             schedule: Schedule::Cosine { min_ratio: 0.05 },
             ..Default::default()
         },
-        log: LogConfig { held_out_every: 20, ..Default::default() },
+        log: LogConfig { held_out_every: 25, ..Default::default() },
     };
 
     // What learns, and what it must not stray from.
