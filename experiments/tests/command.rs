@@ -115,9 +115,32 @@ fn the_embedded_tokenizer_lets_nine_scenes_in_ten_through() {
     let said = grpo(folder.path(), &["eval", "tokenizer", "-n", "1", "--json"]);
     assert_eq!(said.code, 0, "{}", said.err);
     let summary: serde_json::Value = serde_json::from_str(&said.out).unwrap();
-    assert_eq!(summary["images"], 60);
+    assert_eq!(summary["images"], 180);
     assert!(summary["overall"].as_f64().unwrap() >= 0.9, "{summary}");
     mistake(folder.path(), &["eval", "tokenizer", "-n", "0"], &["0 is not in 1.."]);
+}
+
+#[test]
+fn the_stages_leave_policies_that_generate_goes_on_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pretrain, sft) = (config("shapes_pretrain.toml"), config("shapes_sft.toml"));
+    let small = ["--set", "stage.n_steps=3", "--set", "stage.batch=2", "--set", "stage.save_every=2"];
+    let run = |args: &[&str], more: &[&str]| {
+        let args: Vec<&str> = args.iter().chain(&small).chain(more).copied().collect();
+        let said = grpo(folder.path(), &args);
+        assert_eq!(said.code, 0, "{args:?}: {}", said.err);
+        said.err
+    };
+    let tokenizer = ["--set", "tokenizer.n_steps=1", "--set", "tokenizer.batch=1"];
+    let said = run(&["pretrain", &pretrain, "--out", "pretrained"], &tokenizer);
+    assert!(said.contains("visual tokenizer: 801252 parameters, 1 steps"), "{said}");
+    run(&["sft", &sft, "--policy", "pretrained", "--out", "sft"], &[]);
+    let weights = |policy: &str| std::fs::read(folder.path().join(policy).join("model.safetensors")).unwrap();
+    assert!(weights("pretrained") != weights("sft"), "fine-tuning moved no weight");
+    let said = grpo(folder.path(), &["generate", "--policy", "sft", "--prompt", "a photo of a star"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let args = ["sft", &sft, "--out", "other", "--set", "stage.batch=0"];
+    mistake(folder.path(), &args, &["stage.batch is 0", "at least 1"]);
 }
 
 #[test]
