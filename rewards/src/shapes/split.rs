@@ -10,7 +10,7 @@
 //! | `counting` | 6 pairs of class and count, one for each class | 18 |
 //! | `two_object` | 5 unordered pairs of classes | 15 |
 //! | `position` | one arrangement (of left, right, above, below) for each of the other pairs of classes | 60 |
-//! | `color_attr` | a fifth of the pairs of coloured classes | about 1,300 |
+//! | `color_attr` | a fifth of the pairs of coloured classes | 1,350 |
 //!
 //! A held-out combination may be part of a larger one: "a photo of a red ring" is never said, "a photo of a red ring and
 //! a blue star" is. Where "red ring" was in no sentence at all, a decoder of a million parameters learned from the other
@@ -59,7 +59,7 @@ pub(super) fn held_pair(a: Class, b: Class) -> bool {
     matches!(pair, (Circle, Square) | (Triangle, Star) | (Cross, Ring) | (Square, Cross) | (Star, Ring))
 }
 
-/// One of the four arrangements of each trained pair.
+/// One of the four arrangements of each pair that `two_object` does not hold out.
 pub(super) fn held_relation(a: Class, relation: Relation, b: Class) -> bool {
     let (low, high, relation) = if a < b { (a, b, relation) } else { (b, a, relation.opposite()) };
     a != b && !held_pair(a, b) && relation as usize == (low as usize + 2 * high as usize) % 4
