@@ -37,6 +37,7 @@ mod advantage;
 pub mod chart;
 mod checkpoint;
 mod error;
+mod held_out;
 pub mod kl;
 pub mod loss;
 mod metrics;
@@ -58,6 +59,7 @@ mod update;
 pub use advantage::{AdvantageConfig, Scale, advantages};
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use error::{BoxError, Error, Result};
+pub use held_out::held_out_seed;
 pub use loss::{Aggregation, Objective};
 pub use observe::Observer;
 pub use optim::{AdamW, OptimConfig, Schedule};
@@ -68,7 +70,7 @@ pub use reward::{Reward, RewardFn, RewardSet, Scores, reward_fn};
 pub use rollout::{Group, GroupSampler, GroupSize, IndexedPrompt, OverlappedSampler, Rollout};
 pub use run_folder::RunFolder;
 pub use seed::{Draws, Seed};
-pub use trainer::{LogConfig, RolloutConfig, TrainConfig, Trainer, held_out_seed};
+pub use trainer::{LogConfig, RolloutConfig, TrainConfig, Trainer};
 
 /// The README's and the guides' code blocks are compiled with the documentation's tests.
 #[cfg(doctest)]

@@ -30,23 +30,6 @@ pub(crate) fn reward_metrics<P: Policy>(groups: &[Group<P>], names: &[String]) -
     metrics
 }
 
-/// What the held-out rewards gave; the standard error is over prompts, since samples of one prompt are not independent.
-pub(crate) fn held_out_metrics<P: Policy>(groups: &[Group<P>], names: &[String]) -> Metrics {
-    let mut metrics = Metrics::new();
-    for (column, name) in names.iter().enumerate() {
-        let of_prompt: Vec<f32> = groups
-            .iter()
-            .map(|group| group.scores_of(column))
-            .filter(|scores| !scores.is_empty())
-            .map(|scores| mean(&scores) as f32)
-            .collect();
-        let error = std_dev(&of_prompt) / (of_prompt.len().max(1) as f64).sqrt();
-        metrics.insert(format!("held_out/{name}/mean"), mean(&of_prompt));
-        metrics.insert(format!("held_out/{name}/sem"), error);
-    }
-    metrics
-}
-
 /// The most memory this process has held, in GB; `None` where the system does not tell.
 pub(crate) fn memory_peak_gb() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

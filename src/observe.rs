@@ -304,9 +304,10 @@ impl<P: Policy> Observer<P> for Console {
             .reward_names
             .iter()
             .filter_map(|name| {
-                let mean = report.metrics.get(&format!("held_out/{name}/mean"))?;
-                let error = report.metrics.get(&format!("held_out/{name}/sem"))?;
-                Some(format!("{name} {mean:.3} ± {error:.3}"))
+                let metric = |kind: &str| report.metrics.get(&format!("held_out/{name}/{kind}"));
+                let rise = metric("rise").zip(metric("rise_sem"));
+                let rise = rise.map_or(String::new(), |(rise, error)| format!(" (rise {rise:+.3} ± {error:.3})"));
+                Some(format!("{name} {:.3} ± {:.3}{rise}", metric("mean")?, metric("sem")?))
             })
             .collect();
         self.say(&format!("held-out prompts after {:>4} steps:  {}", report.step, parts.join("  ")));

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::held_out::{Evaluation, HeldOut, PromptMeans};
 use crate::metrics::{memory_peak_gb, reward_metrics};
 use crate::observe::{Console, HeldOutReport, JsonLines, Observer, SampleFiles, StepReport, TensorBoard};
 use crate::update::{Row, Update};
@@ -109,10 +109,16 @@ impl TrainConfig {
     }
 }
 
-/// Prompts that are never trained on, scored by rewards that need not be trained on either.
-struct HeldOut<P: Policy> {
-    prompts: Vec<Prompt>,
-    sampler: GroupSampler<P::Sample>,
+/// What must not change between a run and its resumption, from which with the step all else follows, and what the run
+/// has seen that its resumption could not see again.
+///
+/// The configuration as TOML text, because text is compared exactly and floats that went through JSON are not.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct State {
+    config: String,
+    n_prompts: usize,
+    held_out_start: Option<PromptMeans>,
 }
 
 /// Trains a policy with GRPO.
@@ -169,7 +175,7 @@ impl<P: Policy> Trainer<P> {
     #[must_use]
     pub fn hold_out(mut self, prompts: Vec<Prompt>, rewards: RewardSet<P::Sample>, group_size: GroupSize) -> Self {
         let sampler = GroupSampler::new(rewards, group_size, self.config.rollout.rows_per_call);
-        self.held_out = Some(HeldOut { prompts, sampler });
+        self.held_out = Some(HeldOut::new(prompts, sampler));
         self
     }
 
@@ -203,22 +209,24 @@ impl<P: Policy> Trainer<P> {
 
     /// Takes over a checkpoint of the same run.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let (theirs, ours) = (&checkpoint.state, self.state()?);
-        if *theirs != ours {
-            let line = differing_line(theirs, &ours);
+        let theirs: State = serde_json::from_value(checkpoint.state.clone())
+            .map_err(|error| Error::config(format!("the checkpoint's state is of another version ({error})")))?;
+        let ours = self.state()?;
+        if (&theirs.config, theirs.n_prompts) != (&ours.config, ours.n_prompts) {
+            let line = differing_line(&theirs, &ours);
             return Err(Error::config(format!(
                 "the checkpoint is of another run ({line}); resume with the configuration of its config.toml"
             )));
         }
         checkpoint.restore(&mut self.optimizer)?;
+        if let Some(held_out) = &mut self.held_out {
+            held_out.start = theirs.held_out_start;
+        }
         self.n_done = checkpoint.step;
         Ok(())
     }
 
-    /// What must not change between a run and its resumption; all else follows from it and the step.
-    ///
-    /// As TOML text, because text is compared exactly and floats that went through JSON are not.
-    fn state(&self) -> Result<Value> {
+    fn state(&self) -> Result<State> {
         let science = TrainConfig {
             log: LogConfig::default(),
             rollout: RolloutConfig {
@@ -228,7 +236,8 @@ impl<P: Policy> Trainer<P> {
             },
             ..self.config
         };
-        Ok(json!({ "config": science.to_toml()?, "n_prompts": self.prompts.len() }))
+        let held_out_start = self.held_out.as_ref().and_then(|held_out| held_out.start.clone());
+        Ok(State { config: science.to_toml()?, n_prompts: self.prompts.len(), held_out_start })
     }
 
     /// Trains to the last step. An error leaves a checkpoint of all steps done before it.
@@ -239,9 +248,7 @@ impl<P: Policy> Trainer<P> {
         }
         while self.n_done < self.config.n_steps {
             let Err(error) = self.step().and_then(|()| self.after_step()) else { continue };
-            if let Some(checkpoints) = &self.checkpoints {
-                checkpoints.save(self.n_done, &self.optimizer, &self.state()?)?;
-            }
+            self.save_checkpoint()?;
             return Err(error);
         }
         self.observers.iter_mut().try_for_each(|observer| observer.finish()).map_err(Error::Observer)
@@ -299,22 +306,21 @@ impl<P: Policy> Trainer<P> {
         if held_out {
             self.evaluate()?;
         }
-        if let Some(checkpoints) = self.checkpoints.as_ref().filter(|_| checkpoint) {
-            checkpoints.save(self.n_done, &self.optimizer, &self.state()?)?;
-        }
-        Ok(())
+        if checkpoint { self.save_checkpoint() } else { Ok(()) }
+    }
+
+    fn save_checkpoint(&self) -> Result<()> {
+        let Some(checkpoints) = &self.checkpoints else { return Ok(()) };
+        let state = serde_json::to_value(self.state()?).map_err(|error| Error::config(error.to_string()))?;
+        checkpoints.save(self.n_done, &self.optimizer, &state).map(drop)
     }
 
     /// Scores the held-out prompts, always with the same draws.
     fn evaluate(&mut self) -> Result<()> {
         let Some(held_out) = &mut self.held_out else { return Ok(()) };
-        let start = Instant::now();
-        let prompts: Vec<IndexedPrompt<'_>> = held_out.prompts.iter().enumerate().collect();
-        let groups = held_out.sampler.collect(&self.policy, &prompts, held_out_seed())?;
-        let names = Rollout::<P>::reward_names(&held_out.sampler);
-        let mut metrics = crate::metrics::held_out_metrics(&groups, &names);
-        metrics.insert("time/held_out_s".into(), start.elapsed().as_secs_f64());
-        let report = HeldOutReport { step: self.n_done, metrics: &metrics, groups: &groups, reward_names: &names };
+        let Evaluation { groups, metrics, reward_names } = held_out.evaluate(&self.policy)?;
+        let report =
+            HeldOutReport { step: self.n_done, metrics: &metrics, groups: &groups, reward_names: &reward_names };
         self.observers.iter_mut().try_for_each(|observer| observer.held_out(&report)).map_err(Error::Observer)
     }
 
@@ -340,19 +346,13 @@ impl<P: Policy> Trainer<P> {
 }
 
 /// The first setting in which two states differ, for a message.
-fn differing_line(theirs: &Value, ours: &Value) -> String {
-    let lines = |state: &Value| -> Vec<String> {
-        let config = state["config"].as_str().unwrap_or_default().lines().map(String::from);
-        config.chain([format!("n_prompts = {}", state["n_prompts"])]).collect()
+fn differing_line(theirs: &State, ours: &State) -> String {
+    let lines = |state: &State| -> Vec<String> {
+        state.config.lines().map(String::from).chain([format!("n_prompts = {}", state.n_prompts)]).collect()
     };
     let (theirs, ours) = (lines(theirs), lines(ours));
     let differs = theirs.iter().zip(&ours).find(|(theirs, ours)| theirs != ours);
     differs.map_or("other settings".into(), |(theirs, ours)| format!("there {theirs}, here {ours}"))
-}
-
-/// The node from which held-out samples are drawn: not the run's, so that runs of other seeds are compared on the same draws.
-pub fn held_out_seed() -> Seed {
-    Seed::new(0).named("held_out")
 }
 
 /// The prompts of a step: each epoch is a permutation of its own, cut into whole steps.

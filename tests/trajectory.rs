@@ -111,6 +111,8 @@ fn a_resumed_run_equals_the_unbroken_one_to_the_bit() {
     assert_eq!(weights(&resumed), weights(&unbroken));
     assert_eq!(log_of(&broken_run), log_of(&unbroken_run));
     assert_eq!(log_of(&unbroken_run).len(), 9 + 4, "nine steps, held-out prompts at 0, 4, 8 and 9");
+    let rises = log_of(&broken_run).iter().filter(|line| line.get("held_out/letter_a/rise").is_some()).count();
+    assert_eq!(rises, 3, "every evaluation but the first is compared with it, after the resumption too");
 }
 
 #[test]
