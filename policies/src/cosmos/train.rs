@@ -7,7 +7,7 @@
 //!    pixel that is mostly background is background, so the absolute error alone learns shapes late;
 //! 2. the mean size of the latents times [`RATE_WEIGHT`], a price on what a code says beyond the middle one: without it
 //!    the codes of a plain ground tell of objects far away, which the picture does not need and a policy has to predict;
-//! 3. gradients pass the quantizer's rounding straight through (van den Oord et al., 2017); FSQ needs no further loss.
+//! 3. gradients pass the quantizer's rounding straight through (van den Oord et al., 2017); FSQ has no codebook to commit to.
 
 use candle_core::Tensor;
 use grpo::{AdamW, Error, Gradients, OptimConfig, Result};
@@ -19,7 +19,8 @@ use super::{Cosmos, pixels};
 /// Weight of the squared error beside the absolute error.
 const SQUARED_WEIGHT: f64 = 4.0;
 
-/// Weight of the latents' mean absolute value, before the quantizer's squashing.
+/// Weight of the latents' mean absolute value, before the quantizer's squashing; weights around it are compared in
+/// `experiments/LOG.md`.
 const RATE_WEIGHT: f64 = 0.05;
 
 /// Images of a batch whose gradients are computed together; part of the definition of the sum's order.

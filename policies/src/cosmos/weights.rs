@@ -39,7 +39,7 @@ pub(super) fn refuse_rest(tensors: &BTreeMap<String, Tensor>) -> Result<()> {
 }
 
 /// Weights that write into a residual stream or into the picture begin this much smaller, so that a fresh network is
-/// nearly linear and its first pictures are grey: the first loss is 0.75 instead of 25.
+/// nearly linear and its first pictures are grey.
 const QUIET: f64 = 0.1;
 
 /// A fresh variable: scales 1, biases 0, weights normal with variance 1 / inputs (LeCun et al., 1998), some [`QUIET`].
