@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -140,6 +141,14 @@ impl Checkpoint {
         };
         let (params, optimizer) = (read(PARAMS)?, read(OPTIMIZER)?);
         Ok(Self { step: manifest.step, state: manifest.state, params, optimizer, path: path.into() })
+    }
+
+    /// The state as what the trainer stored.
+    pub(crate) fn state<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_value(self.state.clone()).map_err(|error| {
+            let remedy = "go on with the version of grpo that wrote it, or start a new run";
+            Error::checkpoint(&self.path, format!("its state is not of this version ({error}); {remedy}"))
+        })
     }
 
     /// The parameters alone.

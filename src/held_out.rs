@@ -3,31 +3,40 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use crate::advantage::{mean, std_dev};
+use serde::{Deserialize, Serialize};
+
+use crate::advantage::mean;
 use crate::observe::Metrics;
 use crate::{Group, GroupSampler, IndexedPrompt, Policy, Prompt, Result, Rollout, Seed};
 
-/// Each reward's mean of each prompt; `None` for a prompt that the reward does not apply to.
-pub(crate) type PromptMeans = BTreeMap<String, Vec<Option<f32>>>;
+/// What the rewards gave on average for each prompt.
+///
+/// The means are f32, which the f64 of JSON carries exactly.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PromptMeans {
+    prompts: Vec<String>,
+    /// By reward; `None` for a prompt that the reward does not apply to.
+    rewards: BTreeMap<String, Vec<Option<f32>>>,
+}
 
 /// Prompts that are never trained on, scored by rewards that need not be trained on either.
 pub(crate) struct HeldOut<P: Policy> {
     prompts: Vec<Prompt>,
     sampler: GroupSampler<P::Sample>,
-    /// The run's first scores, which a resumed run takes from its checkpoint.
-    pub(crate) start: Option<PromptMeans>,
 }
 
 /// One evaluation.
 pub(crate) struct Evaluation<P: Policy> {
     pub(crate) groups: Vec<Group<P>>,
-    pub(crate) metrics: Metrics,
     pub(crate) reward_names: Vec<String>,
+    pub(crate) means: PromptMeans,
+    pub(crate) seconds: f64,
 }
 
 impl<P: Policy> HeldOut<P> {
     pub(crate) fn new(prompts: Vec<Prompt>, sampler: GroupSampler<P::Sample>) -> Self {
-        Self { prompts, sampler, start: None }
+        Self { prompts, sampler }
     }
 
     pub(crate) fn evaluate(&mut self, policy: &P) -> Result<Evaluation<P>> {
@@ -35,11 +44,8 @@ impl<P: Policy> HeldOut<P> {
         let prompts: Vec<IndexedPrompt<'_>> = self.prompts.iter().enumerate().collect();
         let groups = self.sampler.collect(policy, &prompts, held_out_seed())?;
         let reward_names = Rollout::<P>::reward_names(&self.sampler);
-        let now = prompt_means(&groups, &reward_names);
-        let mut metrics = held_out_metrics(&now, self.start.as_ref());
-        self.start.get_or_insert(now);
-        metrics.insert("time/held_out_s".into(), clock.elapsed().as_secs_f64());
-        Ok(Evaluation { groups, metrics, reward_names })
+        let means = PromptMeans::of(&groups, &reward_names);
+        Ok(Evaluation { groups, reward_names, means, seconds: clock.elapsed().as_secs_f64() })
     }
 }
 
@@ -49,52 +55,116 @@ pub fn held_out_seed() -> Seed {
     Seed::new(0).named("held_out")
 }
 
-fn prompt_means<P: Policy>(groups: &[Group<P>], names: &[String]) -> PromptMeans {
-    let of_reward = |column: usize| {
-        let scores = groups.iter().map(|group| group.scores_of(column));
-        scores.map(|scores| (!scores.is_empty()).then(|| mean(&scores) as f32)).collect()
-    };
-    names.iter().enumerate().map(|(column, name)| (name.clone(), of_reward(column))).collect()
-}
-
-/// Means over prompts, and their rises since `start` where there is one.
-///
-/// Standard errors are over prompts, since samples of one prompt are not independent; that of a rise is of the prompts'
-/// own differences, which leaves out how hard each prompt is.
-fn held_out_metrics(now: &PromptMeans, start: Option<&PromptMeans>) -> Metrics {
-    let mut metrics = Metrics::new();
-    let mut insert = |name: String, error_name: String, values: &[f32]| {
-        metrics.insert(name, mean(values));
-        metrics.insert(error_name, std_dev(values) / (values.len().max(1) as f64).sqrt());
-    };
-    for (name, now) in now {
-        let means: Vec<f32> = now.iter().copied().flatten().collect();
-        insert(format!("held_out/{name}/mean"), format!("held_out/{name}/sem"), &means);
-        let Some(start) = start.and_then(|start| start.get(name)).filter(|start| start.len() == now.len()) else {
-            continue;
+impl PromptMeans {
+    fn of<P: Policy>(groups: &[Group<P>], names: &[String]) -> Self {
+        let of_reward = |column: usize| {
+            let scores = groups.iter().map(|group| group.scores_of(column));
+            scores.map(|scores| (!scores.is_empty()).then(|| mean(&scores) as f32)).collect()
         };
-        let rises: Vec<f32> = now.iter().zip(start).filter_map(|(now, start)| Some((*now)? - (*start)?)).collect();
-        insert(format!("held_out/{name}/rise"), format!("held_out/{name}/rise_sem"), &rises);
+        Self {
+            prompts: groups.iter().map(|group| group.prompt.text.clone()).collect(),
+            rewards: names.iter().enumerate().map(|(column, name)| (name.clone(), of_reward(column))).collect(),
+        }
     }
-    metrics
+
+    /// Means over prompts, and their rises since `start` where that is of the same prompts.
+    pub(crate) fn metrics(&self, start: Option<&Self>) -> Metrics {
+        let mut metrics = Metrics::new();
+        let start = start.filter(|start| start.prompts == self.prompts);
+        for (name, now) in &self.rewards {
+            metrics.extend(self.estimate(now, &format!("held_out/{name}/mean"), &format!("held_out/{name}/sem")));
+            let Some(start) = start.and_then(|start| start.rewards.get(name)) else { continue };
+            let rise = |(now, start): (&Option<f32>, &Option<f32>)| Some((*now)? - (*start)?);
+            let rises: Vec<Option<f32>> = now.iter().zip(start).map(rise).collect();
+            metrics.extend(self.estimate(
+                &rises,
+                &format!("held_out/{name}/rise"),
+                &format!("held_out/{name}/rise_sem"),
+            ));
+        }
+        metrics
+    }
+
+    /// The mean of one value a prompt and its standard error over distinct prompts, under these names; what is not known,
+    /// the mean of no value or the error of one prompt, is left out.
+    ///
+    /// Samples of one prompt are not independent, and neither are rows that repeat its text: the error is that of a
+    /// mean of clusters (Liang and Zeger, 1986), `C/(C − 1) · Σ_c (Σ_{i in c} (x_i − x̄))² / n²` for C distinct
+    /// prompts, which is the usual one where none repeats.
+    fn estimate(&self, values: &[Option<f32>], mean_name: &str, error_name: &str) -> Metrics {
+        let known =
+            self.prompts.iter().zip(values).filter_map(|(text, value)| Some((text.as_str(), f64::from((*value)?))));
+        let known: Vec<(&str, f64)> = known.collect();
+        if known.is_empty() {
+            return Metrics::new();
+        }
+        let n = known.len() as f64;
+        let mean = known.iter().map(|(_, value)| value).sum::<f64>() / n;
+        let mut sums: BTreeMap<&str, f64> = BTreeMap::new();
+        known.iter().for_each(|(text, value)| *sums.entry(text).or_default() += value - mean);
+        let (clusters, squares) = (sums.len() as f64, sums.values().map(|sum| sum * sum).sum::<f64>());
+        let mut metrics = Metrics::from([(mean_name.to_string(), mean)]);
+        if sums.len() > 1 {
+            metrics.insert(error_name.into(), (clusters / (clusters - 1.0) * squares).sqrt() / n);
+        }
+        metrics
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn means(prompts: &[&str], values: &[Option<f32>]) -> PromptMeans {
+        let rewards = BTreeMap::from([("r".to_string(), values.to_vec())]);
+        PromptMeans { prompts: prompts.iter().map(ToString::to_string).collect(), rewards }
+    }
+
+    fn near(metrics: &Metrics, name: &str, expected: f64) {
+        assert!((metrics[name] - expected).abs() < 1e-7, "{name} is {}, not {expected}", metrics[name]);
+    }
+
     #[test]
     fn a_rise_is_paired_by_prompt() {
-        let of = |values: &[Option<f32>]| PromptMeans::from([("r".to_string(), values.to_vec())]);
-        let start = of(&[Some(0.0), Some(0.5), None, Some(1.0)]);
-        let now = of(&[Some(0.25), Some(0.5), Some(9.0), Some(1.5)]);
-        let metrics = held_out_metrics(&now, Some(&start));
+        let prompts = ["a", "b", "c", "d"];
+        let start = means(&prompts, &[Some(0.0), Some(0.5), None, Some(1.0)]);
+        let now = means(&prompts, &[Some(0.25), Some(0.5), Some(0.75), Some(1.5)]);
+        let metrics = now.metrics(Some(&start));
         // The differences 0.25, 0 and 0.5 have mean 0.25 and deviation 0.25.
-        assert!((metrics["held_out/r/rise"] - 0.25).abs() < 1e-12);
-        assert!((metrics["held_out/r/rise_sem"] - 0.25 / 3.0_f64.sqrt()).abs() < 1e-12);
-        assert!((metrics["held_out/r/mean"] - 2.8125).abs() < 1e-12);
-        assert_eq!(held_out_metrics(&now, None).len(), 2, "the first evaluation has no rise");
-        let other = of(&[Some(1.0)]);
-        assert_eq!(held_out_metrics(&now, Some(&other)).len(), 2, "other prompts have no rise");
+        near(&metrics, "held_out/r/rise", 0.25);
+        near(&metrics, "held_out/r/rise_sem", 0.25 / 3.0_f64.sqrt());
+        // 0.25, 0.5, 0.75 and 1.5 have mean 0.75 and squared deviations of sum 0.875.
+        near(&metrics, "held_out/r/mean", 0.75);
+        near(&metrics, "held_out/r/sem", (0.875_f64 / 3.0 / 4.0).sqrt());
+        assert_eq!(now.metrics(None).len(), 2, "the first evaluation has no rise");
+        let others = means(&["a", "b", "c", "e"], &[Some(1.0); 4]);
+        assert_eq!(now.metrics(Some(&others)).len(), 2, "other prompts have no rise");
+    }
+
+    #[test]
+    fn a_prompt_that_is_asked_again_is_no_further_evidence() {
+        let once = means(&["a", "b"], &[Some(0.0), Some(1.0)]).metrics(None);
+        let thrice =
+            means(&["a", "b", "a", "b", "a", "b"], &[Some(0.0), Some(1.0), Some(0.0), Some(1.0), Some(0.0), Some(1.0)]);
+        let thrice = thrice.metrics(None);
+        near(&thrice, "held_out/r/mean", 0.5);
+        near(&thrice, "held_out/r/sem", once["held_out/r/sem"]);
+        near(&once, "held_out/r/sem", 0.5);
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_logged() {
+        assert_eq!(means(&["a", "b"], &[None, None]).metrics(None).len(), 0);
+        let one = means(&["a", "a"], &[Some(1.0), Some(0.0)]).metrics(None);
+        assert_eq!(one.keys().collect::<Vec<_>>(), ["held_out/r/mean"], "one prompt has no standard error");
+    }
+
+    #[test]
+    fn what_a_checkpoint_carries_is_exact() {
+        let values: Vec<Option<f32>> = (0..500).map(|n| Some((n as f32 * 0.618_034).sin() / 3.0)).collect();
+        let prompts = vec!["a"; values.len()];
+        let there = serde_json::to_vec(&means(&prompts, &values)).unwrap_or_default();
+        let back: Option<PromptMeans> = serde_json::from_slice(&there).ok();
+        assert_eq!(back, Some(means(&prompts, &values)));
     }
 }

@@ -305,9 +305,9 @@ impl<P: Policy> Observer<P> for Console {
             .iter()
             .filter_map(|name| {
                 let metric = |kind: &str| report.metrics.get(&format!("held_out/{name}/{kind}"));
-                let rise = metric("rise").zip(metric("rise_sem"));
-                let rise = rise.map_or(String::new(), |(rise, error)| format!(" (rise {rise:+.3} ± {error:.3})"));
-                Some(format!("{name} {:.3} ± {:.3}{rise}", metric("mean")?, metric("sem")?))
+                let error = |kind: &str| metric(kind).map_or(String::new(), |error| format!(" ± {error:.3}"));
+                let rise = metric("rise").map(|rise| format!(" (rise {rise:+.3}{})", error("rise_sem")));
+                Some(format!("{name} {:.3}{}{}", metric("mean")?, error("sem"), rise.unwrap_or_default()))
             })
             .collect();
         self.say(&format!("held-out prompts after {:>4} steps:  {}", report.step, parts.join("  ")));

@@ -66,7 +66,10 @@ pub enum Scoring {
 ///
 /// Required: the two kinds, `sample`, `log_probs` and `params`. The testing kit's toy
 /// ([`crate::testing::ToyPolicy`]) implements it in fifty lines.
-pub trait Policy {
+///
+/// With [`crate::RolloutConfig::parts_at_once`] above 1, `log_probs` and `backward` are called for several micro-batches
+/// at a time, from several threads; each must give what it gives alone.
+pub trait Policy: Sync {
     /// What rewards judge: an image, a text.
     type Sample: Sample;
     /// What replay needs: token ids and the sampling law, latents.
@@ -228,6 +231,11 @@ impl Gradients {
         };
         self.0.insert(name.into(), sum);
         Ok(())
+    }
+
+    /// Adds every gradient of another sum.
+    pub fn add_all(&mut self, other: Self) -> Result<()> {
+        other.0.into_iter().try_for_each(|(name, gradient)| self.add(&name, &gradient))
     }
 
     /// Runs candle's autograd from a scalar and adds what reached `params`.

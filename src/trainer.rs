@@ -24,8 +24,11 @@ pub struct RolloutConfig {
     pub group_size: GroupSize,
     /// Samples drawn at a time; does not change them.
     pub rows_per_call: usize,
-    /// Samples differentiated at a time; does not change the gradient but for rounding.
+    /// Samples differentiated together, a micro-batch; does not change the gradient but for rounding.
     pub rows_per_backward: usize,
+    /// Micro-batches replayed and differentiated side by side on a CPU, whose cores the operations of a small policy do
+    /// not keep busy; each takes memory of its own, and no bit changes. Other devices take one at a time.
+    pub parts_at_once: usize,
     /// Score on a second thread while the next samples are drawn; does not change them.
     pub overlap: bool,
 }
@@ -37,6 +40,7 @@ impl Default for RolloutConfig {
             group_size: GroupSize::default(),
             rows_per_call: 64,
             rows_per_backward: 64,
+            parts_at_once: 1,
             overlap: true,
         }
     }
@@ -96,6 +100,7 @@ impl TrainConfig {
             ("rollout.prompts_per_step", rollout.prompts_per_step),
             ("rollout.rows_per_call", rollout.rows_per_call),
             ("rollout.rows_per_backward", rollout.rows_per_backward),
+            ("rollout.parts_at_once", rollout.parts_at_once),
             ("log.samples_every", self.log.samples_every),
             ("log.held_out_every", self.log.held_out_every),
             ("log.checkpoint_every", self.log.checkpoint_every),
@@ -109,16 +114,18 @@ impl TrainConfig {
     }
 }
 
-/// What must not change between a run and its resumption, from which with the step all else follows, and what the run
-/// has seen that its resumption could not see again.
-///
-/// The configuration as TOML text, because text is compared exactly and floats that went through JSON are not.
+/// What a checkpoint says beside the tensors.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct State {
+    /// The settings that a resumption must share, as TOML text, because text is compared exactly.
     config: String,
+    /// Training prompts, which decide the order of the data.
     n_prompts: usize,
+    /// The run's first evaluation, which later ones are compared with.
     held_out_start: Option<PromptMeans>,
+    /// After how many steps held-out prompts were last scored.
+    evaluated_at: Option<usize>,
 }
 
 /// Trains a policy with GRPO.
@@ -130,6 +137,8 @@ pub struct Trainer<P: Policy> {
     prompts: Vec<Prompt>,
     optimizer: AdamW,
     held_out: Option<HeldOut<P>>,
+    held_out_start: Option<PromptMeans>,
+    evaluated_at: Option<usize>,
     observers: Vec<Box<dyn Observer<P>>>,
     checkpoints: Option<Checkpoints>,
     n_done: usize,
@@ -165,6 +174,8 @@ impl<P: Policy> Trainer<P> {
             prompts,
             optimizer,
             held_out: None,
+            held_out_start: None,
+            evaluated_at: None,
             observers: Vec::new(),
             checkpoints: None,
             n_done: 0,
@@ -209,8 +220,7 @@ impl<P: Policy> Trainer<P> {
 
     /// Takes over a checkpoint of the same run.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let theirs: State = serde_json::from_value(checkpoint.state.clone())
-            .map_err(|error| Error::config(format!("the checkpoint's state is of another version ({error})")))?;
+        let theirs: State = checkpoint.state()?;
         let ours = self.state()?;
         if (&theirs.config, theirs.n_prompts) != (&ours.config, ours.n_prompts) {
             let line = differing_line(&theirs, &ours);
@@ -219,10 +229,11 @@ impl<P: Policy> Trainer<P> {
             )));
         }
         checkpoint.restore(&mut self.optimizer)?;
-        if let Some(held_out) = &mut self.held_out {
-            held_out.start = theirs.held_out_start;
-        }
         self.n_done = checkpoint.step;
+        // A run that broke in its first step starts again, held-out prompts included.
+        if self.n_done > 0 {
+            (self.held_out_start, self.evaluated_at) = (theirs.held_out_start, theirs.evaluated_at);
+        }
         Ok(())
     }
 
@@ -232,18 +243,24 @@ impl<P: Policy> Trainer<P> {
             rollout: RolloutConfig {
                 prompts_per_step: self.config.rollout.prompts_per_step,
                 group_size: self.config.rollout.group_size,
+                rows_per_backward: self.config.rollout.rows_per_backward,
                 ..RolloutConfig::default()
             },
             ..self.config
         };
-        let held_out_start = self.held_out.as_ref().and_then(|held_out| held_out.start.clone());
-        Ok(State { config: science.to_toml()?, n_prompts: self.prompts.len(), held_out_start })
+        Ok(State {
+            config: science.to_toml()?,
+            n_prompts: self.prompts.len(),
+            held_out_start: self.held_out_start.clone(),
+            evaluated_at: self.evaluated_at,
+        })
     }
 
     /// Trains to the last step. An error leaves a checkpoint of all steps done before it.
     pub fn run(&mut self) -> Result<()> {
         self.check_policy()?;
-        if self.n_done == 0 {
+        // Also where the run broke between a step and the evaluation that was due after it.
+        if self.n_done == 0 || self.is_due(self.config.log.held_out_every) && self.evaluated_at != Some(self.n_done) {
             self.evaluate()?;
         }
         while self.n_done < self.config.n_steps {
@@ -272,6 +289,8 @@ impl<P: Policy> Trainer<P> {
         let update = Update {
             objective: &self.config.objective,
             rows_per_backward: self.config.rollout.rows_per_backward,
+            // One device does one thing at a time.
+            parts_at_once: if self.policy.params().device().is_cpu() { self.config.rollout.parts_at_once } else { 1 },
             policy: &self.policy,
             reference: self.reference.as_ref(),
         };
@@ -300,13 +319,15 @@ impl<P: Policy> Trainer<P> {
     }
 
     fn after_step(&mut self) -> Result<()> {
-        let last = self.n_done == self.config.n_steps;
-        let due = |every: usize| last || self.n_done.is_multiple_of(every);
-        let (held_out, checkpoint) = (due(self.config.log.held_out_every), due(self.config.log.checkpoint_every));
-        if held_out {
+        if self.is_due(self.config.log.held_out_every) {
             self.evaluate()?;
         }
-        if checkpoint { self.save_checkpoint() } else { Ok(()) }
+        if self.is_due(self.config.log.checkpoint_every) { self.save_checkpoint() } else { Ok(()) }
+    }
+
+    /// Whether what happens every so many steps, and after the last, happens now.
+    fn is_due(&self, every: usize) -> bool {
+        self.n_done == self.config.n_steps || self.n_done.is_multiple_of(every)
     }
 
     fn save_checkpoint(&self) -> Result<()> {
@@ -318,10 +339,15 @@ impl<P: Policy> Trainer<P> {
     /// Scores the held-out prompts, always with the same draws.
     fn evaluate(&mut self) -> Result<()> {
         let Some(held_out) = &mut self.held_out else { return Ok(()) };
-        let Evaluation { groups, metrics, reward_names } = held_out.evaluate(&self.policy)?;
+        let Evaluation { groups, reward_names, means, seconds } = held_out.evaluate(&self.policy)?;
+        let mut metrics = means.metrics(self.held_out_start.as_ref());
+        metrics.insert("time/held_out_s".into(), seconds);
+        self.held_out_start.get_or_insert(means);
         let report =
             HeldOutReport { step: self.n_done, metrics: &metrics, groups: &groups, reward_names: &reward_names };
-        self.observers.iter_mut().try_for_each(|observer| observer.held_out(&report)).map_err(Error::Observer)
+        self.observers.iter_mut().try_for_each(|observer| observer.held_out(&report)).map_err(Error::Observer)?;
+        self.evaluated_at = Some(self.n_done);
+        Ok(())
     }
 
     fn check_policy(&self) -> Result<()> {

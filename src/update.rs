@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use crate::loss::{LossParts, Targets, loss, padded, token_weights};
 use crate::observe::Metrics;
@@ -71,6 +72,7 @@ impl<P: Policy> Batch<'_, P> {
 pub(crate) struct Update<'a, P: Policy> {
     pub(crate) objective: &'a Objective,
     pub(crate) rows_per_backward: usize,
+    pub(crate) parts_at_once: usize,
     pub(crate) policy: &'a P,
     pub(crate) reference: Option<&'a P>,
 }
@@ -135,33 +137,50 @@ impl<P: Policy> Update<'_, P> {
         }
     }
 
+    /// Sums over micro-batches, each computed alone and added in order: how many are computed at once changes no bit.
     fn gradients(&self, batch: &Batch<'_, P>) -> Result<(Gradients, Totals)> {
         let (mut gradients, mut totals) = (Gradients::new(), Totals::default());
         let n_rows = batch.rows.len();
-        for start in (0..n_rows).step_by(self.rows_per_backward) {
-            let part = start..(start + self.rows_per_backward).min(n_rows);
-            let log_probs = log_probs(self.policy, &batch.rows[part.clone()])?;
-            let loss = loss(log_probs.values(), &batch.targets(&log_probs, part.clone())?, self.objective)?;
-            self.policy
-                .backward(&log_probs, &loss.gradient, &mut gradients)
-                .map_err(|source| Error::policy("backward", source))?;
-            totals.loss += loss.value;
-            totals.parts += loss.parts;
-            totals.add(&log_probs, &batch.rows[part])?;
+        let ranges: Vec<Range<usize>> = (0..n_rows)
+            .step_by(self.rows_per_backward)
+            .map(|start| start..(start + self.rows_per_backward).min(n_rows))
+            .collect();
+        for ranges in ranges.chunks(self.parts_at_once) {
+            let done: Vec<Result<_>> = ranges.par_iter().map(|range| self.part(batch, range.clone())).collect();
+            for part in done {
+                let (of_part, totals_of_part) = part?;
+                gradients.add_all(of_part)?;
+                totals += totals_of_part;
+            }
         }
+        Ok((gradients, totals))
+    }
+
+    fn part(&self, batch: &Batch<'_, P>, range: Range<usize>) -> Result<(Gradients, Totals)> {
+        let log_probs = log_probs(self.policy, &batch.rows[range.clone()])?;
+        let loss = loss(log_probs.values(), &batch.targets(&log_probs, range.clone())?, self.objective)?;
+        let mut gradients = Gradients::new();
+        self.policy
+            .backward(&log_probs, &loss.gradient, &mut gradients)
+            .map_err(|source| Error::policy("backward", source))?;
+        let mut totals = Totals { loss: loss.value, parts: loss.parts, ..Totals::default() };
+        totals.add(&log_probs, &batch.rows[range])?;
         Ok((gradients, totals))
     }
 
     /// Log-probs of every row's choices under `policy`, without a gradient, `[rows][T]`.
     fn score(&self, policy: &P, rows: &[Row<'_, P>]) -> Result<Vec<Vec<f32>>> {
+        let of_part = |rows: &[Row<'_, P>]| -> Result<Vec<Vec<f32>>> {
+            let mut values = log_probs(policy, rows)?.rows()?;
+            values.iter_mut().zip(rows).for_each(|(values, row)| values.truncate(row.sampled.len()));
+            Ok(values)
+        };
         let mut scored = Vec::with_capacity(rows.len());
-        for part in rows.chunks(self.rows_per_backward) {
-            let values = log_probs(policy, part)?.rows()?;
-            let row = |(row, mut values): (&Row<'_, P>, Vec<f32>)| {
-                values.truncate(row.sampled.len());
-                values
-            };
-            scored.extend(part.iter().zip(values).map(row));
+        for rows in rows.chunks(self.rows_per_backward.saturating_mul(self.parts_at_once)) {
+            let done: Vec<Result<_>> = rows.par_chunks(self.rows_per_backward).map(of_part).collect();
+            for part in done {
+                scored.extend(part?);
+            }
         }
         Ok(scored)
     }
@@ -190,5 +209,19 @@ impl Totals {
         }
         self.n_choices += f64::from(log_probs.mask().sum_all()?.to_scalar::<f32>()?);
         Ok(())
+    }
+}
+
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, part: Self) {
+        self.loss += part.loss;
+        self.parts += part.parts;
+        self.entropy = match (self.entropy, part.entropy) {
+            (Some(sum), Some(part)) => Some(sum + part),
+            (sum, part) => sum.or(part),
+        };
+        self.difference += part.difference;
+        self.max_difference = self.max_difference.max(part.max_difference);
+        self.n_choices += part.n_choices;
     }
 }

@@ -61,7 +61,7 @@ fn a_split_backward_follows_the_whole_one() {
         trainer.run().unwrap();
         weights(&trainer)
     };
-    for rows in [1, 5, 23] {
+    for rows in [1, 5, 6, 23] {
         let mut config = config(1, 5);
         config.rollout.rows_per_backward = rows;
         config.rollout.rows_per_call = rows;
@@ -70,6 +70,22 @@ fn a_split_backward_follows_the_whole_one() {
         for (a, b) in weights(&trainer).iter().flatten().zip(whole.iter().flatten()) {
             assert!((a - b).abs() < 1e-5, "{rows} rows a backward: {a} is not {b}");
         }
+    }
+}
+
+#[test]
+fn how_many_parts_are_computed_at_once_changes_no_bit() {
+    let root = tempfile::tempdir().unwrap();
+    let run_with = |rows: usize, at_once: usize| {
+        let run = RunFolder::create(root.path(), &format!("{rows}-{at_once}"), 1).unwrap();
+        let mut config = config(1, 4);
+        (config.rollout.rows_per_backward, config.rollout.parts_at_once) = (rows, at_once);
+        let mut trainer = recorded(config, &run);
+        trainer.run().unwrap();
+        (weights(&trainer), log_of(&run))
+    };
+    for rows in [1, 6, 23] {
+        assert_eq!(run_with(rows, 3), run_with(rows, 1), "{rows} rows a part");
     }
 }
 
@@ -100,19 +116,24 @@ fn a_resumed_run_equals_the_unbroken_one_to_the_bit() {
     let mut unbroken = recorded(config(3, 9), &unbroken_run);
     unbroken.run().unwrap();
 
-    // The run stops in step 5 when its reward fails; the resumed one goes on from the checkpoint this leaves.
-    let broken_run = run_of("broken");
-    let failing = failing_after(config(3, 9), 5, &broken_run);
-    assert!(failing.unwrap_err().to_string().contains("out of order"));
-    let mut resumed = recorded(config(3, 9), &broken_run);
-    assert_eq!(resumed.n_done(), 5);
-    resumed.run().unwrap();
+    // A step judges 24 training samples, an evaluation 8 held-out ones. The run breaks in its first step, in its sixth,
+    // in the evaluation after the fourth and in the last one; the resumed one goes on from the checkpoint this leaves.
+    for (name, n_train, n_held_out, n_done) in
+        [("first", 0, 99, 0), ("sixth", 5 * 24, 99, 5), ("fourth", 999, 8, 4), ("last", 999, 3 * 8, 9)]
+    {
+        let broken_run = run_of(name);
+        let error = broken(config(3, 9), n_train, n_held_out, &broken_run).unwrap_err().to_string();
+        assert!(error.contains("out of order"), "{error}");
+        let mut resumed = recorded(config(3, 9), &broken_run);
+        assert_eq!(resumed.n_done(), n_done, "{name}");
+        resumed.run().unwrap();
 
-    assert_eq!(weights(&resumed), weights(&unbroken));
-    assert_eq!(log_of(&broken_run), log_of(&unbroken_run));
+        assert_eq!(weights(&resumed), weights(&unbroken), "{name}");
+        assert_eq!(log_of(&broken_run), log_of(&unbroken_run), "{name}");
+    }
     assert_eq!(log_of(&unbroken_run).len(), 9 + 4, "nine steps, held-out prompts at 0, 4, 8 and 9");
-    let rises = log_of(&broken_run).iter().filter(|line| line.get("held_out/letter_a/rise").is_some()).count();
-    assert_eq!(rises, 3, "every evaluation but the first is compared with it, after the resumption too");
+    let rises = log_of(&unbroken_run).iter().filter(|line| line.get("held_out/letter_a/rise").is_some()).count();
+    assert_eq!(rises, 3, "every evaluation but the first is compared with it");
 }
 
 #[test]
@@ -160,20 +181,23 @@ fn a_damaged_checkpoint_is_named() {
     assert!(run.checkpoints(1).latest().unwrap().is_none(), "a folder without a manifest is no checkpoint");
 }
 
-/// The recorded run with a reward that fails once `n_steps` steps are done.
-fn failing_after(config: TrainConfig, n_steps: usize, run: &RunFolder) -> grpo::Result<()> {
-    let n_scored = std::sync::atomic::AtomicUsize::new(0);
-    let good = letter_a();
-    let reward = reward_fn("letter_a", move |prompt: &Prompt, text: &String| {
+/// The reward until it has judged so many samples; then it fails.
+fn letter_a_until(n_samples: usize) -> impl Reward<String> {
+    let (n_scored, good) = (std::sync::atomic::AtomicUsize::new(0), letter_a());
+    reward_fn("letter_a", move |prompt: &Prompt, text: &String| {
         let call = n_scored.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        if call < n_steps * 24 { good.score(prompt, text) } else { Err("out of order".into()) }
-    });
-    let rewards = RewardSet::new().with(reward, 1.0)?;
+        if call < n_samples { good.score(prompt, text) } else { Err("out of order".into()) }
+    })
+}
+
+/// The recorded run until its rewards have judged so many training and held-out samples.
+fn broken(config: TrainConfig, n_train: usize, n_held_out: usize, run: &RunFolder) -> grpo::Result<()> {
+    let rewards = RewardSet::new().with(letter_a_until(n_train), 1.0)?;
     let rollout = GroupSampler::new(rewards, config.rollout.group_size, config.rollout.rows_per_call);
     let prompts: Vec<Prompt> = (0..10).map(|i| Prompt::new(format!("prompt {i}"))).collect();
     let policy = ToyPolicy::new(5, 3)?;
     let reference = policy.copy()?;
-    let held_out = RewardSet::new().with(letter_a(), 1.0)?;
+    let held_out = RewardSet::new().with(letter_a_until(n_held_out), 1.0)?;
     let held_out_prompts = vec![Prompt::new("held out"), Prompt::new("as well")];
     let trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts)?;
     trainer.hold_out(held_out_prompts, held_out, GroupSize::new(4)?).record_in(run, "a = 1")?.run()

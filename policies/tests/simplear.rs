@@ -4,12 +4,16 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
-use grpo::{Completion, Gradients, Policy, Prompt, Request, Scoring, Seed};
+use candle_core::{Device, Tensor, Var};
+use grpo::{
+    Completion, Gradients, GroupSampler, GroupSize, Policy, Prompt, Request, RewardSet, RolloutConfig, Scoring, Seed,
+    TrainConfig, Trainer, reward_fn,
+};
 use grpo_policies::cosmos::{Cosmos, CosmosConfig};
 use grpo_policies::decoder::{Decoder, DecoderConfig};
 use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::{Law, ScoredAs, SimpleAr, Stage, TextTokenizer};
+use image::RgbImage;
 
 const WORDS: [&str; 6] = ["a", "photo", "of", "red", "blue", "star"];
 
@@ -119,6 +123,31 @@ fn every_parameter_gets_a_gradient_and_the_reference_none() {
         assert!(size > 0.0 && size.is_finite(), "{name}: {size}");
     }
     assert!(policy.frozen().unwrap().params().is_empty());
+}
+
+#[test]
+fn how_many_parts_are_computed_at_once_changes_no_bit() {
+    let trained = |parts_at_once: usize| {
+        let policy = small(&[5, 5]);
+        let reference = policy.frozen().unwrap();
+        let red = reward_fn("red", |_: &Prompt, image: &RgbImage| Ok(image.pixels().map(|p| f32::from(p[0])).sum()));
+        let rollout = GroupSampler::new(RewardSet::new().with(red, 1.0).unwrap(), GroupSize::new(4).unwrap(), 8);
+        let mut config = TrainConfig { n_steps: 2, ..TrainConfig::default() };
+        config.rollout = RolloutConfig {
+            prompts_per_step: 2,
+            group_size: GroupSize::new(4).unwrap(),
+            rows_per_backward: 3,
+            parts_at_once,
+            ..config.rollout
+        };
+        config.optim.lr = 1e-2;
+        let prompts = ["a red star", "a photo of a blue star"].map(Prompt::new).to_vec();
+        let mut trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts).unwrap();
+        trainer.run().unwrap();
+        let bits = |var: &Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        trainer.policy().params().iter().map(|(name, var)| (name.to_string(), bits(var))).collect::<Vec<_>>()
+    };
+    assert_eq!(trained(3), trained(1));
 }
 
 #[test]

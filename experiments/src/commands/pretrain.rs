@@ -142,7 +142,7 @@ fn stage(policy: &mut SimpleAr, file: &StageFile, seed: Seed, scenes: Scenes, ou
     train_stage(policy, &plan, batch, |policy, step| {
         curve.add(step.step, step.loss);
         let n_done = step.step + 1;
-        let due = n_done == plan.n_steps || file.save_every > 0 && n_done.is_multiple_of(file.save_every);
+        let due = n_done == plan.n_steps || n_done.is_multiple_of(file.save_every);
         if due { policy.save(out, Precision::Bf16) } else { Ok(()) }
     })?;
     curve.bar.finish();

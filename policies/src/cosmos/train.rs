@@ -7,7 +7,7 @@
 //!    pixel that is mostly background is background, so the absolute error alone learns shapes late;
 //! 2. the mean size of the latents times [`RATE_WEIGHT`], a price on what a code says beyond the middle one: without it
 //!    the codes of a plain ground tell of objects far away, which the picture does not need and a policy has to predict;
-//! 3. gradients pass the quantizer's rounding straight through (van den Oord et al., 2017); FSQ has no codebook to commit to.
+//! 3. gradients pass the quantizer's rounding straight through (van den Oord et al., 2017); FSQ has no learned codebook, hence no commitment loss.
 
 use candle_core::Tensor;
 use grpo::{AdamW, Error, Gradients, OptimConfig, Result};
@@ -72,9 +72,9 @@ impl Cosmos {
         };
         let shares: Vec<(f64, Gradients)> = images.par_chunks(SHARE).map(share).collect::<Result<_>>()?;
         let (mut loss, mut sum) = (0.0, Gradients::new());
-        for (share_loss, gradients) in &shares {
+        for (share_loss, gradients) in shares {
             loss += share_loss;
-            gradients.iter().try_for_each(|(name, gradient)| sum.add(name, gradient))?;
+            sum.add_all(gradients)?;
         }
         Ok((loss, sum))
     }

@@ -43,7 +43,8 @@ pub(crate) struct Host<G> {
     range: Range<usize>,
 }
 
-/// Borrows the numbers of a contiguous tensor.
+/// Borrows the numbers of a contiguous tensor, under candle's lock for readers: a thread may come to hold it twice where
+/// parts of a batch run side by side, so weights are written only when no such work is under way.
 pub(crate) fn host(tensor: &Tensor) -> Result<Host<impl Deref<Target = Storage>>> {
     let (storage, layout) = tensor.storage_and_layout();
     match layout.contiguous_offsets() {

@@ -10,8 +10,8 @@ use super::statement::{Captions, Phrase, Statement, captions, describe};
 use super::{Class, Color, Scene, Split};
 use crate::geneval::{Metadata, Relation, Tag};
 
-/// Held-out prompts of each task: with four samples of each, the paired rise of a mean has an error of about 0.02 in
-/// GenEval (`experiments/LOG.md`), which ten a task leave at 0.04.
+/// Held-out prompts of each task; ten leave an error of 0.04 in GenEval's rise of four images a prompt, thirty one of
+/// 0.025 (`experiments/LOG.md`).
 const PER_TASK: usize = 30;
 /// Training prompts of each task: colour attributes have over a thousand, a class alone has six.
 const TRAINED_PER_TASK: usize = 60;
@@ -45,8 +45,9 @@ pub fn train_prompts() -> Vec<Metadata> {
 
 /// 180 prompts, thirty for each task, each asking for a held-out combination of trained parts; always the same.
 ///
-/// A task with fewer combinations asks for all of them in turn, and each time is drawn with seeds of its own: counting
-/// has 6, two objects 10, colours 12, position 20. `single_object` has nothing to hold out and asks for its 6 classes.
+/// A task with fewer prompts asks for all of them in turn, and each time is drawn with seeds of its own: counting has 6,
+/// two objects 10 and position 20, both orders counted, colours 12. `single_object` has nothing to hold out and asks for
+/// its 6 classes.
 pub fn held_out_prompts() -> Vec<Metadata> {
     let of_task = |tag: Tag| {
         let held: Vec<Statement> =
