@@ -30,9 +30,9 @@ fn main() -> Result<()> {
         std::env::args().nth(1).map_or(Ok(0), |seed| seed.parse()).context("the argument is the seed, a number")?;
     let config = TrainConfig {
         seed,
-        n_steps: 88,
+        n_steps: 118,
         rollout: RolloutConfig {
-            prompts_per_step: 16,
+            prompts_per_step: 12,
             group_size: GroupSize::new(8)?,
             rows_per_backward: 32,
             parts_at_once: 4,
@@ -50,7 +50,7 @@ fn main() -> Result<()> {
             schedule: Schedule::Cosine { min_ratio: 0.05 },
             ..Default::default()
         },
-        log: LogConfig { held_out_every: 44, ..Default::default() },
+        log: LogConfig { held_out_every: 59, ..Default::default() },
     };
 
     // What learns, and what it must not stray from.
