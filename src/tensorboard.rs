@@ -31,10 +31,9 @@ impl EventWriter {
         let file = File::create(&path).map_err(|error| Error::file(&path, error))?;
         let mut writer = Self { file: BufWriter::new(file), path };
         writer.record(&event(0).text(3, "brain.Event:2"))?;
-        if first_step > 0 {
-            let start = Message::new().int(1, 1);
-            writer.record(&event(first_step).message(7, &start))?;
-        }
+        // A new run says so too: TensorBoard takes the first start in a folder for the run's own and hides nothing.
+        let start = Message::new().int(1, 1);
+        writer.record(&event(first_step).message(7, &start))?;
         writer.flush()?;
         Ok(writer)
     }
@@ -205,5 +204,17 @@ mod tests {
         let first = EventWriter::create(folder.path(), 0).unwrap();
         let second = EventWriter::create(folder.path(), 0).unwrap();
         assert_ne!(first.path, second.path);
+    }
+
+    #[test]
+    fn the_first_file_of_a_folder_starts_a_session_too() {
+        let folder = tempfile::tempdir().unwrap();
+        for first_step in [0, 5] {
+            let writer = EventWriter::create(folder.path(), first_step).unwrap();
+            let session_start = Message::new().int(2, first_step as u64).message(7, &Message::new().int(1, 1));
+            let bytes = std::fs::read(&writer.path).unwrap();
+            let found = bytes.windows(session_start.0.len()).any(|part| part == session_start.0);
+            assert!(found, "no start of a session at step {first_step}");
+        }
     }
 }
