@@ -1,4 +1,4 @@
-//! TensorBoard event files: scalars, images, histograms and text.
+//! TensorBoard event files: scalars, images, histograms, text, the table of hyper-parameters and a chart layout.
 //!
 //! TFRecord framing with masked CRC-32C around hand-encoded `tensorflow.Event` messages. The `tensorboard-rs` crate
 //! (0.5.9) was tried first: its text and hparams calls panic, `add_image` transposes images that are not square,
@@ -12,6 +12,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use image::{ImageFormat, RgbImage};
 
 use crate::{Error, Result};
+
+mod hparams;
+mod layout;
+
+pub use hparams::HParam;
+pub use layout::{Category, Chart};
 
 /// Writes one event file.
 pub struct EventWriter {
@@ -57,12 +63,8 @@ impl EventWriter {
 
     /// Text in Markdown.
     pub fn text(&mut self, tag: &str, step: usize, text: &str) -> Result<()> {
-        const DT_STRING: u64 = 7;
-        const BLOB_SEQUENCE: u64 = 2;
-        let shape = Message::new().message(2, &Message::new().int(1, 1));
-        let tensor = Message::new().int(1, DT_STRING).message(2, &shape).text(8, text);
-        let plugin = Message::new().message(1, &Message::new().text(1, "text")).int(4, BLOB_SEQUENCE);
-        self.value(step, Message::new().text(1, tag).message(9, &plugin).message(8, &tensor))
+        let plugin = Message::new().text(1, "text");
+        self.value(step, plugin_value(tag, &plugin, &string_tensor(text.as_bytes())))
     }
 
     /// The distribution of `values` over 30 bins of equal width; values that are not finite are left out.
@@ -122,6 +124,21 @@ fn seconds() -> f64 {
 
 fn event(step: usize) -> Message {
     Message::new().f64(1, seconds()).int(2, step as u64)
+}
+
+/// What a plugin of TensorBoard reads: the plugin's name and content as metadata, and a tensor.
+fn plugin_value(tag: &str, plugin: &Message, tensor: &Message) -> Message {
+    /// `DATA_CLASS_TENSOR`: TensorBoard guesses the class for its own plugins' old files only.
+    const TENSOR: u64 = 2;
+    let metadata = Message::new().message(1, plugin).int(4, TENSOR);
+    Message::new().text(1, tag).message(8, tensor).message(9, &metadata)
+}
+
+/// A tensor of one string.
+fn string_tensor(value: &[u8]) -> Message {
+    const DT_STRING: u64 = 7;
+    let shape = Message::new().message(2, &Message::new().int(1, 1));
+    Message::new().int(1, DT_STRING).message(2, &shape).bytes(8, value)
 }
 
 /// The CRC of the TFRecord format: rotated and offset, so that a CRC of data holding CRCs stays a good one.
@@ -185,6 +202,14 @@ impl Message {
     fn message(self, field: u64, value: &Message) -> Self {
         self.bytes(field, &value.0)
     }
+}
+
+/// The bytes that the official classes give for the message `name`: tests/golden/board.py.
+#[cfg(test)]
+fn golden(name: &str) -> Vec<u8> {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/golden/board.json")).expect("JSON");
+    let hex = golden[name].as_str().expect("a message of that name");
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).expect("hex")).collect()
 }
 
 #[cfg(test)]
