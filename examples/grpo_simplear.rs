@@ -51,6 +51,7 @@ fn main() -> Result<()> {
             ..Default::default()
         },
         log: LogConfig { held_out_every: 59, ..Default::default() },
+        ..Default::default()
     };
 
     // What learns, and what it must not stray from.

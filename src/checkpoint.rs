@@ -18,6 +18,7 @@ use crate::{AdamW, Error, Params, Result};
 const MANIFEST: &str = "manifest.json";
 const PARAMS: &str = "params.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const REFERENCE: &str = "reference.safetensors";
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +49,9 @@ impl Checkpoints {
     }
 
     /// Writes the parameters and the optimiser as they are after `step` steps, then removes the oldest checkpoints.
-    pub fn save(&self, step: usize, optimizer: &AdamW, state: &Value) -> Result<PathBuf> {
+    ///
+    /// `reference` holds the reference's parameters where training moves it, and none where it stays what it was.
+    pub fn save(&self, step: usize, optimizer: &AdamW, reference: &Params, state: &Value) -> Result<PathBuf> {
         let target = self.folder.join(format!("step-{step}"));
         let partial = self.folder.join(format!(".step-{step}.partial"));
         let at = |error: std::io::Error| Error::checkpoint(&partial, error.to_string());
@@ -56,10 +59,13 @@ impl Checkpoints {
             fs::remove_dir_all(&partial).map_err(at)?;
         }
         fs::create_dir_all(&partial).map_err(at)?;
-        let params: BTreeMap<String, Tensor> =
-            optimizer.params().iter().map(|(name, var)| (name.to_string(), var.as_tensor().detach())).collect();
         let mut files = BTreeMap::new();
-        for (name, tensors) in [(PARAMS, params), (OPTIMIZER, optimizer.state()?)] {
+        let contents = [
+            (PARAMS, tensors_of(optimizer.params())),
+            (OPTIMIZER, optimizer.state()?),
+            (REFERENCE, tensors_of(reference)),
+        ];
+        for (name, tensors) in contents.into_iter().filter(|(_, tensors)| !tensors.is_empty()) {
             let path = partial.join(name);
             write_tensors(&path, tensors)?;
             files.insert(name.to_string(), mark(&path)?);
@@ -115,6 +121,7 @@ pub struct Checkpoint {
     pub state: Value,
     params: BTreeMap<String, Tensor>,
     optimizer: BTreeMap<String, Tensor>,
+    reference: BTreeMap<String, Tensor>,
     path: PathBuf,
 }
 
@@ -140,7 +147,8 @@ impl Checkpoint {
             Ok(tensors.into_iter().collect())
         };
         let (params, optimizer) = (read(PARAMS)?, read(OPTIMIZER)?);
-        Ok(Self { step: manifest.step, state: manifest.state, params, optimizer, path: path.into() })
+        let reference = if manifest.files.contains_key(REFERENCE) { read(REFERENCE)? } else { BTreeMap::new() };
+        Ok(Self { step: manifest.step, state: manifest.state, params, optimizer, reference, path: path.into() })
     }
 
     /// The state as what the trainer stored.
@@ -158,8 +166,17 @@ impl Checkpoint {
 
     /// Puts the parameters into a policy's variables; every one must be there in its shape.
     pub fn restore_params(&self, params: &Params) -> Result<()> {
+        self.put(&self.params, params)
+    }
+
+    /// Puts the parameters of a reference that training moves into its variables.
+    pub fn restore_reference(&self, params: &Params) -> Result<()> {
+        self.put(&self.reference, params)
+    }
+
+    fn put(&self, saved: &BTreeMap<String, Tensor>, params: &Params) -> Result<()> {
         for (name, var) in params.iter() {
-            let saved = self.params.get(name).ok_or_else(|| {
+            let saved = saved.get(name).ok_or_else(|| {
                 Error::checkpoint(&self.path, format!("it has no parameter `{name}`; it is of another policy"))
             })?;
             if saved.dims() != var.dims() {
@@ -169,7 +186,7 @@ impl Checkpoint {
             }
             var.set(&saved.to_device(var.device())?.to_dtype(var.dtype())?)?;
         }
-        match self.params.keys().find(|name| params.get(name).is_none()) {
+        match saved.keys().find(|name| params.get(name).is_none()) {
             None => Ok(()),
             Some(extra) => Err(Error::checkpoint(
                 &self.path,
@@ -183,6 +200,10 @@ impl Checkpoint {
         self.restore_params(optimizer.params())?;
         optimizer.restore(&self.optimizer).map_err(|error| Error::checkpoint(&self.path, error.to_string()))
     }
+}
+
+fn tensors_of(params: &Params) -> BTreeMap<String, Tensor> {
+    params.iter().map(|(name, var)| (name.to_string(), var.as_tensor().detach())).collect()
 }
 
 fn write_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<()> {

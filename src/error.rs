@@ -39,6 +39,12 @@ pub enum Error {
     /// The policy cannot be trained as it stands; found before the first step.
     #[error("self-check before training: {0}")]
     SelfCheck(String),
+    /// A loss or a gradient that is not finite; nothing was updated.
+    #[error("{0}")]
+    NotFinite(String),
+    /// Too many updates in a row were not finite.
+    #[error("training has diverged: {0}")]
+    Diverged(String),
     /// A checkpoint that cannot be written or read.
     #[error("checkpoint {}: {message}", path.display())]
     Checkpoint {

@@ -39,11 +39,15 @@ impl<P: Policy> HeldOut<P> {
         Self { prompts, sampler }
     }
 
+    pub(crate) fn reward_names(&self) -> Vec<String> {
+        Rollout::<P>::reward_names(&self.sampler)
+    }
+
     pub(crate) fn evaluate(&mut self, policy: &P) -> Result<Evaluation<P>> {
         let clock = Instant::now();
         let prompts: Vec<IndexedPrompt<'_>> = self.prompts.iter().enumerate().collect();
         let groups = self.sampler.collect(policy, &prompts, held_out_seed())?;
-        let reward_names = Rollout::<P>::reward_names(&self.sampler);
+        let reward_names = self.reward_names();
         let means = PromptMeans::of(&groups, &reward_names);
         Ok(Evaluation { groups, reward_names, means, seconds: clock.elapsed().as_secs_f64() })
     }
@@ -111,6 +115,31 @@ impl PromptMeans {
     }
 }
 
+/// How many standard errors make a rise or a fall.
+const EVIDENCE: f64 = 2.0;
+
+/// `alarm/hacking`: 1 where, since the first evaluation, an optimised reward has risen on the held-out prompts by more than
+/// two of its standard errors while a watched reward that is not optimised has fallen by more than two of its own; else 0.
+///
+/// Nothing where there is no evaluation to compare with, or not one reward of either kind among those watched.
+pub(crate) fn hacking_alarm(metrics: &Metrics, optimised: &[String], watched: &[String]) -> Option<(String, f64)> {
+    let z = |name: &String| {
+        let rise = metrics.get(&format!("held_out/{name}/rise"))?;
+        let error = metrics.get(&format!("held_out/{name}/rise_sem"))?;
+        // Without spread, any difference is evidence.
+        Some(if *rise == 0.0 { 0.0 } else { rise / error })
+    };
+    let known = |is_optimised: bool| -> Vec<f64> {
+        watched.iter().filter(|name| optimised.contains(name) == is_optimised).filter_map(z).collect()
+    };
+    let (optimised, others) = (known(true), known(false));
+    if optimised.is_empty() || others.is_empty() {
+        return None;
+    }
+    let hacked = optimised.iter().any(|z| *z > EVIDENCE) && others.iter().any(|z| *z < -EVIDENCE);
+    Some(("alarm/hacking".into(), f64::from(hacked)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +186,26 @@ mod tests {
         assert_eq!(means(&["a", "b"], &[None, None]).metrics(None).len(), 0);
         let one = means(&["a", "a"], &[Some(1.0), Some(0.0)]).metrics(None);
         assert_eq!(one.keys().collect::<Vec<_>>(), ["held_out/r/mean"], "one prompt has no standard error");
+    }
+
+    #[test]
+    fn the_alarm_needs_both_a_rise_and_a_fall() {
+        let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let alarm = |clip: [f64; 2], geneval: [f64; 2]| {
+            let metrics = Metrics::from([
+                ("held_out/clip/rise".into(), clip[0]),
+                ("held_out/clip/rise_sem".into(), clip[1]),
+                ("held_out/geneval/rise".into(), geneval[0]),
+                ("held_out/geneval/rise_sem".into(), geneval[1]),
+            ]);
+            hacking_alarm(&metrics, &names(&["clip"]), &names(&["clip", "geneval"])).map(|(_, value)| value)
+        };
+        assert_eq!(alarm([0.3, 0.1], [-0.3, 0.1]), Some(1.0));
+        assert_eq!(alarm([0.3, 0.1], [-0.1, 0.1]), Some(0.0), "a fall within two errors is none");
+        assert_eq!(alarm([0.1, 0.1], [-0.3, 0.1]), Some(0.0), "nor is a rise");
+        assert_eq!(alarm([-0.3, 0.1], [0.3, 0.1]), Some(0.0), "the other way round is no hacking");
+        assert_eq!(alarm([0.3, 0.0], [0.0, 0.0]), Some(0.0));
+        assert_eq!(hacking_alarm(&Metrics::new(), &names(&["clip"]), &names(&["clip", "geneval"])), None);
     }
 
     #[test]

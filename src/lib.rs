@@ -2,7 +2,7 @@
 //!
 //! For each prompt a [`Policy`] draws a group of samples, [`Reward`]s score them, [`advantages`] normalise the scores
 //! within the group, and [`loss`] raises the likelihood of the better ones with a clipped ratio, held near a frozen
-//! reference by [`kl::k3`]. [`Trainer`] is the loop; a [`Rollout`] decides where and when samples are drawn and scored.
+//! reference by a KL term. [`Trainer`] is the loop; a [`Rollout`] decides where and when samples are drawn and scored.
 //!
 //! ```
 //! use grpo::testing::ToyPolicy;
@@ -26,7 +26,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`Prompt`], [`Policy`], [`Reward`], [`Rollout`] | the vocabulary: one trait or noun a file |
-//! | [`advantages`], [`loss`], [`kl`] | pure functions, paper and equation in the head |
+//! | [`advantages`], [`loss`], [`Objective`] | pure functions and their settings, paper and equation in the head |
 //! | [`Trainer`], [`AdamW`], [`Checkpoint`] | the loop, the optimiser, exact resume |
 //! | [`observe`], [`tensorboard`], [`panel`](fn@panel), [`chart`] | where numbers and pictures go |
 //! | [`testing`] | a toy policy whose every probability is known |
@@ -34,17 +34,21 @@
 #![forbid(unsafe_code)]
 
 mod advantage;
+mod batch;
 pub mod chart;
 mod checkpoint;
+mod config;
 mod error;
+mod heat_map;
 mod held_out;
-pub mod kl;
 pub mod loss;
 mod metrics;
+mod objective;
 pub mod observe;
 mod optim;
 mod panel;
 mod policy;
+mod progress;
 mod prompt;
 mod reward;
 mod rollout;
@@ -56,21 +60,24 @@ pub mod testing;
 mod trainer;
 mod update;
 
-pub use advantage::{AdvantageConfig, Scale, advantages};
+pub use advantage::{AdvantageConfig, Baseline, Combine, Scale, advantage_shares, advantages, combined_advantages};
 pub use checkpoint::{Checkpoint, Checkpoints};
+pub use config::{LogConfig, RolloutConfig, TrainConfig};
 pub use error::{BoxError, Error, Result};
 pub use held_out::held_out_seed;
-pub use loss::{Aggregation, Objective};
+pub use objective::{
+    Aggregation, Beyond, Correction, Estimator, KlConfig, Level, LossType, Objective, Place, ReferenceSync, Surrogate,
+};
 pub use observe::Observer;
 pub use optim::{AdamW, OptimConfig, Schedule};
 pub use panel::{before_after, panel};
-pub use policy::{Completion, Gradients, LogProbs, Params, Policy, Request, Sample, Scoring};
+pub use policy::{Completion, Gradients, LogProbs, LossGradient, Params, Policy, Request, Sample, Scoring};
 pub use prompt::Prompt;
 pub use reward::{Reward, RewardFn, RewardSet, Scores, reward_fn};
 pub use rollout::{Group, GroupSampler, GroupSize, IndexedPrompt, OverlappedSampler, Rollout};
 pub use run_folder::RunFolder;
 pub use seed::{Draws, Seed};
-pub use trainer::{LogConfig, RolloutConfig, TrainConfig, Trainer};
+pub use trainer::Trainer;
 
 /// The README's and the guides' code blocks are compiled with the documentation's tests.
 #[cfg(doctest)]

@@ -1,8 +1,8 @@
 //! The numbers of a step; names, units, formulas and meanings are in `src/docs/metrics.md`.
 
-use crate::advantage::{mean, std_dev};
+use crate::advantage::{advantage_shares, is_flat, mean, std_dev};
 use crate::observe::Metrics;
-use crate::{Group, Policy};
+use crate::{Group, Objective, Policy, Rollout, Sample, Scores};
 
 /// What the rewards gave a step's groups.
 pub(crate) fn reward_metrics<P: Policy>(groups: &[Group<P>], names: &[String]) -> Metrics {
@@ -10,7 +10,7 @@ pub(crate) fn reward_metrics<P: Policy>(groups: &[Group<P>], names: &[String]) -
     let all: Vec<f32> = rewards.iter().flatten().copied().collect();
     let deviations: Vec<f64> = rewards.iter().map(|group| std_dev(group)).collect();
     let n_groups = groups.len().max(1) as f64;
-    let n_flat = rewards.iter().filter(|group| group.iter().all(|reward| Some(reward) == group.first())).count();
+    let n_flat = rewards.iter().filter(|group| is_flat(group)).count();
     let lengths: Vec<f32> = groups
         .iter()
         .flat_map(|group| group.completions.iter().map(|completion| completion.log_probs.len() as f32))
@@ -21,13 +21,103 @@ pub(crate) fn reward_metrics<P: Policy>(groups: &[Group<P>], names: &[String]) -
         ("reward_group_std".to_string(), deviations.iter().sum::<f64>() / n_groups),
         ("frac_reward_zero_std".to_string(), n_flat as f64 / n_groups),
         ("completions/mean_length".to_string(), mean(&lengths)),
+        ("completions/min_length".to_string(), f64::from(lengths.iter().copied().fold(f32::INFINITY, f32::min))),
+        ("completions/max_length".to_string(), f64::from(lengths.iter().copied().fold(0.0, f32::max))),
     ]);
     for (column, name) in names.iter().enumerate() {
         let scores: Vec<f32> = groups.iter().flat_map(|group| group.scores_of(column)).collect();
         metrics.insert(format!("rewards/{name}/mean"), mean(&scores));
         metrics.insert(format!("rewards/{name}/std"), std_dev(&scores));
+        for (other, other_name) in names.iter().enumerate().skip(column + 1) {
+            let correlation = correlation(groups, column, other);
+            metrics.extend(correlation.map(|r| (format!("rewards/correlation/{name}_{other_name}"), r)));
+        }
     }
+    metrics.extend(diversity(groups).map(|diversity| ("diversity".to_string(), diversity)));
     metrics
+}
+
+/// The correlation of two rewards inside groups: of their differences from the group's mean, over all samples that both
+/// apply to. `None` where one of them never differs within a group.
+fn correlation<P: Policy>(groups: &[Group<P>], a: usize, b: usize) -> Option<f64> {
+    let (mut aa, mut bb, mut ab) = (0.0, 0.0, 0.0);
+    for group in groups {
+        let (of_a, of_b) = (group.scores_of(a), group.scores_of(b));
+        if of_a.len() != of_b.len() || is_flat(&of_a) && is_flat(&of_b) {
+            continue;
+        }
+        let (mean_a, mean_b) = (mean(&of_a), mean(&of_b));
+        for (x, y) in of_a.iter().zip(&of_b) {
+            let (x, y) = (f64::from(*x) - mean_a, f64::from(*y) - mean_b);
+            (aa, bb, ab) = (aa + x * x, bb + y * y, ab + x * y);
+        }
+    }
+    (aa > 0.0 && bb > 0.0).then(|| ab / (aa * bb).sqrt())
+}
+
+/// The mean over groups of the mean difference between two of their samples; `None` where samples have no difference.
+fn diversity<P: Policy>(groups: &[Group<P>]) -> Option<f64> {
+    let of_group = |group: &Group<P>| {
+        let samples: Vec<&P::Sample> = group.completions.iter().map(|completion| &completion.sample).collect();
+        let pairs = samples.iter().enumerate().flat_map(|(at, a)| samples[at + 1..].iter().map(move |b| (*a, *b)));
+        let differences: Vec<f64> = pairs.map(|(a, b)| a.difference(b)).collect::<Option<_>>()?;
+        Some(differences.iter().sum::<f64>() / differences.len().max(1) as f64)
+    };
+    let of_groups: Vec<f64> = groups.iter().map(of_group).collect::<Option<_>>()?;
+    (!of_groups.is_empty()).then(|| of_groups.iter().sum::<f64>() / of_groups.len() as f64)
+}
+
+/// What advantages are made of: the rewards' scores and, where it is one of them, the KL.
+pub(crate) struct Judged {
+    /// The rewards' names.
+    names: Vec<String>,
+    pub(crate) weights: Vec<f32>,
+    /// `[P][G]`, each with one value a reward.
+    pub(crate) scores: Vec<Vec<Scores>>,
+    kl: Option<Vec<f32>>,
+    objective: Objective,
+}
+
+impl Judged {
+    /// `kl` is each sample's sum over its choices, where the KL acts in the reward.
+    pub(crate) fn new<P: Policy>(
+        groups: &[Group<P>],
+        rollout: &dyn Rollout<P>,
+        kl: Option<Vec<f32>>,
+        objective: &Objective,
+    ) -> Self {
+        let (mut names, mut weights) = (rollout.reward_names(), rollout.reward_weights());
+        let mut scores: Vec<Vec<Scores>> = groups.iter().map(|group| group.scores.clone()).collect();
+        if let Some(kl) = &kl {
+            let weight = -objective.kl_weight as f32;
+            names.push("kl".into());
+            weights.push(weight);
+            for (scores, kl) in scores.iter_mut().flatten().zip(kl) {
+                scores.values.push(Some(*kl));
+                scores.total += weight * kl;
+            }
+        }
+        Self { names, weights, scores, kl, objective: *objective }
+    }
+
+    /// The names of the rewards that the user gave.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names[..self.names.len() - usize::from(self.kl.is_some())]
+    }
+
+    /// What each reward does to the advantages, and the KL where it is one of them.
+    pub(crate) fn metrics(&self, n_choices: usize) -> Metrics {
+        let mut metrics = Metrics::new();
+        let shares = advantage_shares(&self.scores, &self.weights, &self.objective.advantage);
+        for (name, share) in self.names.iter().zip(shares.into_iter().flatten()) {
+            metrics.insert(format!("rewards/{name}/advantage_share"), share);
+        }
+        if let Some(kl) = &self.kl {
+            let sum: f64 = kl.iter().map(|kl| f64::from(*kl)).sum();
+            metrics.insert("kl".into(), sum / n_choices.max(1) as f64);
+        }
+        metrics
+    }
 }
 
 /// The most memory this process has held, in GB; `None` where the system does not tell.

@@ -151,7 +151,7 @@ impl AdamW {
     pub fn step(&mut self, gradients: &Gradients, rate: f64) -> Result<f64> {
         let norm = gradients.norm()?;
         if !norm.is_finite() {
-            return Err(Error::config(format!(
+            return Err(Error::NotFinite(format!(
                 "the gradient norm is {norm}; nothing was updated: lower optim.lr (now {rate:e}) or look at the rewards"
             )));
         }

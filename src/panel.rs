@@ -13,14 +13,14 @@ use serde_json::Value;
 use crate::{Error, Group, Policy, Result, RunFolder, Sample};
 
 const LETTER: u32 = 8;
-const LINE: u32 = 10;
+pub(crate) const LINE: u32 = 10;
 const GAP: u32 = 4;
 /// Narrow images are enlarged so that a caption of 14 letters fits below them.
 const MIN_CELL: u32 = 14 * LETTER;
 /// Large images are reduced to this, so that a panel of a full-size run stays a picture one can open.
 const MAX_CELL: u32 = 256;
-const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
-const INK: Rgb<u8> = Rgb([30, 30, 30]);
+pub(crate) const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
+pub(crate) const INK: Rgb<u8> = Rgb([30, 30, 30]);
 const GOOD: Rgb<u8> = Rgb([0, 120, 40]);
 const BAD: Rgb<u8> = Rgb([180, 30, 30]);
 
@@ -112,7 +112,7 @@ fn draw(rows: &[(String, Vec<Cell<'_>>)]) -> RgbImage {
 }
 
 /// Writes one line; letters without a glyph become `?`, and what does not fit is cut off.
-fn write(canvas: &mut RgbImage, left: u32, top: u32, text: &str, colour: Rgb<u8>) {
+pub(crate) fn write(canvas: &mut RgbImage, left: u32, top: u32, text: &str, colour: Rgb<u8>) {
     let fits = (canvas.width().saturating_sub(left) / LETTER) as usize;
     for (at, letter) in text.chars().take(fits).enumerate() {
         let glyph = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::BASIC_FONTS.get('?')).unwrap_or_default();

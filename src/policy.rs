@@ -19,17 +19,61 @@ pub trait Sample: Send + Sync {
     fn text(&self) -> Option<&str> {
         None
     }
+
+    /// How different two samples are, from 0 for equal ones to 1: the `diversity` of groups. `None` where that means
+    /// nothing.
+    fn difference(&self, _other: &Self) -> Option<f64>
+    where
+        Self: Sized,
+    {
+        None
+    }
 }
+
+/// Rows and columns of an image that [`Sample::difference`] looks at, evenly spread.
+const COMPARED_SIDE: u32 = 64;
 
 impl Sample for RgbImage {
     fn picture(&self) -> Option<&RgbImage> {
         Some(self)
+    }
+
+    /// The mean absolute difference of colour values, over 255; images of two sizes differ wholly.
+    fn difference(&self, other: &Self) -> Option<f64> {
+        if self.dimensions() != other.dimensions() {
+            return Some(1.0);
+        }
+        let every = |side: u32| side.div_ceil(COMPARED_SIDE).max(1) as usize;
+        let (columns, rows) = (every(self.width()), every(self.height()));
+        let (mut sum, mut n) = (0u64, 0u64);
+        for (row, other) in self.rows().zip(other.rows()).step_by(rows) {
+            for (pixel, other) in row.zip(other).step_by(columns) {
+                sum += pixel.0.iter().zip(other.0).map(|(a, b)| u64::from(a.abs_diff(b))).sum::<u64>();
+                n += 3;
+            }
+        }
+        Some(sum as f64 / (255.0 * n.max(1) as f64))
     }
 }
 
 impl Sample for String {
     fn text(&self) -> Option<&str> {
         Some(self)
+    }
+
+    /// The share of words, as a bag, that the two do not share (one minus Dice's coefficient).
+    fn difference(&self, other: &Self) -> Option<f64> {
+        let mut left: BTreeMap<&str, usize> = BTreeMap::new();
+        self.split_whitespace().for_each(|word| *left.entry(word).or_default() += 1);
+        let (mut shared, mut n) = (0i32, left.values().sum::<usize>());
+        for word in other.split_whitespace() {
+            n += 1;
+            if let Some(count) = left.get_mut(word).filter(|count| **count > 0) {
+                *count -= 1;
+                shared += 2;
+            }
+        }
+        Some(if n == 0 { 0.0 } else { 1.0 - f64::from(shared) / n as f64 })
     }
 }
 
@@ -86,19 +130,55 @@ pub trait Policy: Sync {
     /// The trainable variables; none for a frozen policy.
     fn params(&self) -> Params;
 
-    /// Adds `d loss / d params` to `gradients`, given `gradient = d loss / d log_probs`, `[B, T]`.
+    /// Adds `d loss / d params` to `gradients`, given the gradients by the log-probs and the entropies, `[B, T]`.
     ///
     /// The default uses candle's autograd on the graph of `log_probs`; a large model overrides it with its own
     /// backward, layer by layer.
-    fn backward(&self, log_probs: &LogProbs, gradient: &Tensor, gradients: &mut Gradients) -> Result<(), BoxError> {
-        let surrogate = (log_probs.values() * gradient.detach())?.sum_all()?;
+    fn backward(
+        &self,
+        log_probs: &LogProbs,
+        gradient: &LossGradient,
+        gradients: &mut Gradients,
+    ) -> Result<(), BoxError> {
+        let mut surrogate = (log_probs.values() * gradient.log_probs.detach())?.sum_all()?;
+        if let (Some(entropy), Some(gradient)) = (log_probs.entropy(), &gradient.entropy) {
+            surrogate = (surrogate + (entropy * gradient.detach())?.sum_all()?)?;
+        }
         gradients.add_backward(&surrogate, &self.params())?;
         Ok(())
+    }
+
+    /// Rows and columns in which a sample's choices lie, for maps of what happens where; `None` where they are no grid.
+    fn grid(&self) -> Option<(usize, usize)> {
+        None
     }
 
     /// Whether `log_probs` replays the law of `sample`.
     fn scoring(&self) -> Scoring {
         Scoring::Exact
+    }
+}
+
+/// What the loss asks of a batch of choices: its gradients by what [`Policy::log_probs`] gave.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LossGradient {
+    /// `d loss / d log_probs`, `[B, T]`.
+    pub log_probs: Tensor,
+    /// `d loss / d entropy`, `[B, T]`; `None` without an entropy bonus.
+    pub entropy: Option<Tensor>,
+}
+
+impl LossGradient {
+    /// The gradient of a loss without an entropy bonus.
+    pub fn new(log_probs: Tensor) -> Self {
+        Self { log_probs, entropy: None }
+    }
+
+    /// Adds `d loss / d entropy`, `[B, T]`.
+    #[must_use]
+    pub fn with_entropy(self, entropy: Tensor) -> Self {
+        Self { entropy: Some(entropy), ..self }
     }
 }
 
@@ -125,7 +205,10 @@ impl LogProbs {
         Ok(Self { values, mask, entropy: None })
     }
 
-    /// Adds the entropy in nats of the law at each position, `[B, T]`, without a gradient.
+    /// Adds the entropy in nats of the law at each position, `[B, T]`.
+    ///
+    /// An entropy bonus needs it differentiable; where it has no graph, the bonus moves nothing and is refused before
+    /// training.
     pub fn with_entropy(mut self, entropy: Tensor) -> Result<Self> {
         if entropy.dims() != self.values.dims() {
             return Err(Error::Shape {
@@ -134,7 +217,7 @@ impl LogProbs {
                 expected: self.values.dims().to_vec(),
             });
         }
-        self.entropy = Some(entropy.detach());
+        self.entropy = Some(entropy.to_dtype(DType::F32)?);
         Ok(self)
     }
 
@@ -151,6 +234,12 @@ impl LogProbs {
     /// The entropy of the law at each position, `[B, T]`, where the policy gives it.
     pub fn entropy(&self) -> Option<&Tensor> {
         self.entropy.as_ref()
+    }
+
+    /// The same numbers without a graph.
+    pub fn detached(&self) -> Result<Self> {
+        let entropy = self.entropy.as_ref().map(Tensor::detach);
+        Ok(Self { values: self.values.detach(), mask: self.mask.detach(), entropy })
     }
 
     /// The values as rows, for code that works on slices.

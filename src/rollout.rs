@@ -93,6 +93,9 @@ pub trait Rollout<P: Policy> {
     /// The rewards' names, in the order of a group's scores.
     fn reward_names(&self) -> Vec<String>;
 
+    /// The rewards' weights, in the order of the names.
+    fn reward_weights(&self) -> Vec<f32>;
+
     /// Seconds that the last `collect` spent in each of its phases, by name.
     fn phase_times(&self) -> BTreeMap<String, f64> {
         BTreeMap::new()
@@ -227,6 +230,10 @@ impl<P: Policy> Rollout<P> for GroupSampler<P::Sample> {
         self.plan.reward_names()
     }
 
+    fn reward_weights(&self) -> Vec<f32> {
+        self.plan.rewards.weights()
+    }
+
     fn phase_times(&self) -> BTreeMap<String, f64> {
         self.times.clone()
     }
@@ -256,6 +263,10 @@ impl<P: Policy> Rollout<P> for OverlappedSampler<P::Sample> {
 
     fn reward_names(&self) -> Vec<String> {
         self.plan.reward_names()
+    }
+
+    fn reward_weights(&self) -> Vec<f32> {
+        self.plan.rewards.weights()
     }
 
     fn phase_times(&self) -> BTreeMap<String, f64> {

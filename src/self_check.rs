@@ -2,51 +2,123 @@
 
 use candle_core::Tensor;
 
-use crate::{Error, Gradients, Policy, Prompt, Request, Result, Scoring, Seed};
+use crate::{
+    Completion, Error, Gradients, LogProbs, LossGradient, Objective, Policy, Prompt, Request, Result, Scoring, Seed,
+};
 
 /// Sampled and replayed log-probs may differ by rounding; a wrong mask, temperature or position differs by far more.
 const MAX_DIFFERENCE: f32 = 1e-2;
+
+/// Refuses an objective that asks for a reference that is not there or cannot do what it must.
+pub(crate) fn reference<P: Policy>(objective: &Objective, policy: &P, reference: Option<&P>) -> Result<()> {
+    let Some(reference) = reference else {
+        return match objective.needs_reference() {
+            false => Ok(()),
+            true => {
+                Err(Error::config("objective.kl_weight is positive but there is no reference; give one or set it to 0"))
+            }
+        };
+    };
+    let (ours, theirs) = (policy.params(), reference.params());
+    let same =
+        ours.iter().map(|(name, var)| (name, var.dims())).eq(theirs.iter().map(|(name, var)| (name, var.dims())));
+    match objective.reference_sync {
+        Some(_) if !same => Err(Error::config(
+            "objective.reference_sync moves the reference, whose parameters are not the policy's; give a trainable copy of \
+             the policy and not a frozen one",
+        )),
+        _ => Ok(()),
+    }
+}
 
 /// Refuses a policy that would train wrongly in silence.
 ///
 /// 1. Every trainable tensor gets a gradient from the log-probs (some fused operations cut it without an error).
 /// 2. Where the policy claims exact scoring, the ratio of the first samples is 1.
-pub(crate) fn before_training<P: Policy>(policy: &P, prompts: &[&Prompt], seed: Seed) -> Result<()> {
+/// 3. Where the objective has an entropy bonus, the entropy has a gradient.
+pub(crate) fn before_training<P: Policy>(
+    policy: &P,
+    prompts: &[&Prompt],
+    seed: Seed,
+    objective: &Objective,
+) -> Result<()> {
     let requests: Vec<Request<'_>> =
         prompts.iter().enumerate().map(|(row, prompt)| Request { prompt, seed: seed.fold(row as u64) }).collect();
     let completions = policy.sample(&requests).map_err(|source| Error::policy("sample", source))?;
+    let log_probs = replay(policy, prompts, &completions)?;
+    every_parameter_learns(policy, &log_probs, seed)?;
+    if objective.needs_entropy() {
+        entropy_has_a_gradient(policy, &log_probs)?;
+    }
+    Ok(())
+}
+
+/// The log-probs of completions, equal to those they were sampled with where the policy claims so.
+pub(crate) fn replay<P: Policy>(policy: &P, prompts: &[&Prompt], completions: &[Completion<P>]) -> Result<LogProbs> {
     let batch: Vec<(&Prompt, &P::Trace)> =
         prompts.iter().copied().zip(completions.iter().map(|completion| &completion.trace)).collect();
     let log_probs = policy.log_probs(&batch).map_err(|source| Error::policy("log_probs", source))?;
-    let params = policy.params();
-    if params.is_empty() {
-        return Err(Error::SelfCheck("the policy has no trainable parameters; load it trainable".into()));
-    }
-
     if policy.scoring() == Scoring::Exact {
         let replayed = log_probs.rows()?;
+        if replayed.len() != completions.len() {
+            let message = format!("{} traces were replayed as {} rows", completions.len(), replayed.len());
+            return Err(Error::SelfCheck(format!("{message}; log_probs must give one row for each trace, in order")));
+        }
         for (completion, replayed) in completions.iter().zip(&replayed) {
             check_ratio(&completion.log_probs, replayed)?;
         }
     }
+    Ok(log_probs)
+}
 
+/// Refuses a policy with a parameter that the log-probs do not reach.
+pub(crate) fn every_parameter_learns<P: Policy>(policy: &P, log_probs: &LogProbs, seed: Seed) -> Result<()> {
+    let params = policy.params();
+    if params.is_empty() {
+        return Err(Error::SelfCheck("the policy has no trainable parameters; load it trainable".into()));
+    }
     // Weights of both signs: a gradient of equal weights can cancel, as that of a softmax's sum does.
     let (n_rows, width) = log_probs.values().dims2()?;
     let mut draws = seed.named("weights").draws();
     let weights: Vec<f32> = (0..n_rows * width).map(|_| draws.normal() as f32).collect();
     let weights = Tensor::from_vec(weights, (n_rows, width), log_probs.values().device())?;
-    let mut gradients = Gradients::new();
-    policy.backward(&log_probs, &weights, &mut gradients).map_err(|source| Error::policy("backward", source))?;
+    let gradients = backward(policy, log_probs, &LossGradient::new(weights))?;
     let without: Vec<&str> = params.iter().map(|(name, _)| name).filter(|name| gradients.get(name).is_none()).collect();
-    if !without.is_empty() {
-        return Err(Error::SelfCheck(format!(
-            "{} of {} trainable tensors get no gradient from the log-probs: {}; an operation of the policy cuts it, or the tensor is not used",
-            without.len(),
-            params.len(),
-            without.join(", ")
-        )));
+    if without.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::SelfCheck(format!(
+        "{} of {} trainable tensors get no gradient from the log-probs: {}; an operation of the policy cuts it, or the tensor is not used",
+        without.len(),
+        params.len(),
+        without.join(", ")
+    )))
+}
+
+fn entropy_has_a_gradient<P: Policy>(policy: &P, log_probs: &LogProbs) -> Result<()> {
+    let Some(entropy) = log_probs.entropy() else {
+        return Err(Error::SelfCheck(
+            "entropy_weight or top_entropy_share needs the entropy of each choice, which the policy does not give; add it \
+             with LogProbs::with_entropy"
+                .into(),
+        ));
+    };
+    // Growing weights: those that are equal would cancel at a law that is uniform.
+    let n = entropy.elem_count();
+    let weights: Vec<f32> = (0..n).map(|at| (at + 1) as f32 / n as f32).collect();
+    let weights = Tensor::from_vec(weights, entropy.dims(), entropy.device())?;
+    let gradient = LossGradient::new(log_probs.values().zeros_like()?.detach()).with_entropy(weights);
+    let gradients = backward(policy, log_probs, &gradient)?;
+    match policy.params().iter().any(|(name, _)| gradients.get(name).is_some()) {
+        true => Ok(()),
+        false => Err(Error::SelfCheck("no parameter gets a gradient from the entropy; give it with its graph".into())),
+    }
+}
+
+fn backward<P: Policy>(policy: &P, log_probs: &LogProbs, gradient: &LossGradient) -> Result<Gradients> {
+    let mut gradients = Gradients::new();
+    policy.backward(log_probs, gradient, &mut gradients).map_err(|source| Error::policy("backward", source))?;
+    Ok(gradients)
 }
 
 fn check_ratio(sampled: &[f32], replayed: &[f32]) -> Result<()> {

@@ -67,7 +67,8 @@ impl Policy for ToyPolicy {
         }
         let values = Tensor::cat(&values, 0)?;
         let mask = values.ones_like()?.detach();
-        Ok(LogProbs::new(values, mask)?)
+        let entropy = (rows.exp()? * rows)?.sum(1)?.neg()?.reshape((1, length))?.repeat((batch.len(), 1))?;
+        Ok(LogProbs::new(values, mask)?.with_entropy(entropy)?)
     }
 
     fn params(&self) -> Params {

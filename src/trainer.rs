@@ -2,131 +2,20 @@
 
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
+use crate::advantage::is_flat;
+use crate::batch::{Batch, ChoiceWeights, ScoredRows, choice_advantages};
 use crate::checkpoint::{Checkpoint, Checkpoints};
-use crate::held_out::{Evaluation, HeldOut, PromptMeans};
-use crate::metrics::{memory_peak_gb, reward_metrics};
-use crate::observe::{Console, HeldOutReport, JsonLines, Observer, SampleFiles, StepReport, TensorBoard};
-use crate::update::{Row, Update};
-use crate::{
-    AdamW, Error, Group, GroupSampler, GroupSize, IndexedPrompt, Objective, OptimConfig, Policy, Prompt, Result,
-    RewardSet, Rollout, RunFolder, Seed, advantages, self_check,
+use crate::held_out::{Evaluation, HeldOut};
+use crate::metrics::{Judged, memory_peak_gb, reward_metrics};
+use crate::observe::{
+    Console, HeldOutReport, JsonLines, Metrics, Observer, PositionMaps, SampleFiles, StepReport, TensorBoard,
 };
-
-/// How many prompts and samples a step has, and how they are split to fit memory.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RolloutConfig {
-    /// Prompts of one step.
-    pub prompts_per_step: usize,
-    /// Samples of one prompt.
-    pub group_size: GroupSize,
-    /// Samples drawn at a time; does not change them.
-    pub rows_per_call: usize,
-    /// Samples differentiated together, a micro-batch; does not change the gradient but for rounding.
-    pub rows_per_backward: usize,
-    /// Micro-batches replayed and differentiated side by side on a CPU, whose cores the operations of a small policy do
-    /// not keep busy; each takes memory of its own, and no bit changes. Other devices take one at a time.
-    pub parts_at_once: usize,
-    /// Score on a second thread while the next samples are drawn; does not change them.
-    pub overlap: bool,
-}
-
-impl Default for RolloutConfig {
-    fn default() -> Self {
-        Self {
-            prompts_per_step: 8,
-            group_size: GroupSize::default(),
-            rows_per_call: 64,
-            rows_per_backward: 64,
-            parts_at_once: 1,
-            overlap: true,
-        }
-    }
-}
-
-/// How often what is recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// Pictures and samples every so many steps.
-    pub samples_every: usize,
-    /// Groups in a panel.
-    pub panel_groups: usize,
-    /// Held-out prompts every so many steps, and before the first and after the last.
-    pub held_out_every: usize,
-    /// A checkpoint every so many steps, and after the last.
-    pub checkpoint_every: usize,
-    /// Checkpoints kept.
-    pub keep_checkpoints: usize,
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { samples_every: 10, panel_groups: 4, held_out_every: 50, checkpoint_every: 50, keep_checkpoints: 2 }
-    }
-}
-
-/// A run without its parts: everything that is a number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainConfig {
-    /// The root of all randomness of the run.
-    pub seed: u64,
-    /// Steps of the run.
-    pub n_steps: usize,
-    /// The samples of a step.
-    pub rollout: RolloutConfig,
-    /// What is minimised.
-    pub objective: Objective,
-    /// How the parameters move.
-    pub optim: OptimConfig,
-    /// What is recorded.
-    pub log: LogConfig,
-}
-
-impl TrainConfig {
-    /// The configuration as TOML, for the run's folder.
-    pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self).map_err(|error| Error::config(error.to_string()))
-    }
-
-    /// Refuses values that cannot be meant.
-    pub fn check(&self) -> Result<()> {
-        let rollout = &self.rollout;
-        let counts = [
-            ("n_steps", self.n_steps),
-            ("rollout.prompts_per_step", rollout.prompts_per_step),
-            ("rollout.rows_per_call", rollout.rows_per_call),
-            ("rollout.rows_per_backward", rollout.rows_per_backward),
-            ("rollout.parts_at_once", rollout.parts_at_once),
-            ("log.samples_every", self.log.samples_every),
-            ("log.held_out_every", self.log.held_out_every),
-            ("log.checkpoint_every", self.log.checkpoint_every),
-            ("log.keep_checkpoints", self.log.keep_checkpoints),
-        ];
-        if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::config(format!("{name} is 0; give at least 1")));
-        }
-        self.objective.check()?;
-        self.optim.check()
-    }
-}
-
-/// What a checkpoint says beside the tensors.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    /// The settings that a resumption must share, as TOML text, because text is compared exactly.
-    config: String,
-    /// Training prompts, which decide the order of the data.
-    n_prompts: usize,
-    /// The run's first evaluation, which later ones are compared with.
-    held_out_start: Option<PromptMeans>,
-    /// After how many steps held-out prompts were last scored.
-    evaluated_at: Option<usize>,
-}
+use crate::progress::{Progress, State};
+use crate::update::Update;
+use crate::{
+    AdamW, BoxError, Error, Group, GroupSampler, GroupSize, IndexedPrompt, Policy, Prompt, Result, RewardSet, Rollout,
+    RunFolder, Seed, TrainConfig, combined_advantages, self_check,
+};
 
 /// Trains a policy with GRPO.
 pub struct Trainer<P: Policy> {
@@ -136,12 +25,16 @@ pub struct Trainer<P: Policy> {
     rollout: Box<dyn Rollout<P>>,
     prompts: Vec<Prompt>,
     optimizer: AdamW,
+    choice_weights: Option<ChoiceWeights<P>>,
     held_out: Option<HeldOut<P>>,
-    held_out_start: Option<PromptMeans>,
-    evaluated_at: Option<usize>,
     observers: Vec<Box<dyn Observer<P>>>,
     checkpoints: Option<Checkpoints>,
+    progress: Progress,
     n_done: usize,
+    /// Seconds that the observers took after the step before.
+    record_s: f64,
+    /// Seconds that the checks before training took, until they are logged.
+    self_check_s: Option<f64>,
 }
 
 impl<P: Policy> Trainer<P> {
@@ -161,10 +54,7 @@ impl<P: Policy> Trainer<P> {
                 config.rollout.prompts_per_step
             )));
         }
-        if config.objective.kl_weight > 0.0 && reference.is_none() {
-            let message = "objective.kl_weight is positive but there is no reference; give one or set it to 0";
-            return Err(Error::config(message));
-        }
+        self_check::reference(&config.objective, &policy, reference.as_ref())?;
         let optimizer = AdamW::new(policy.params(), config.optim)?;
         Ok(Self {
             config,
@@ -173,12 +63,14 @@ impl<P: Policy> Trainer<P> {
             rollout,
             prompts,
             optimizer,
+            choice_weights: None,
             held_out: None,
-            held_out_start: None,
-            evaluated_at: None,
             observers: Vec::new(),
             checkpoints: None,
+            progress: Progress::default(),
             n_done: 0,
+            record_s: 0.0,
+            self_check_s: None,
         })
     }
 
@@ -187,6 +79,17 @@ impl<P: Policy> Trainer<P> {
     pub fn hold_out(mut self, prompts: Vec<Prompt>, rewards: RewardSet<P::Sample>, group_size: GroupSize) -> Self {
         let sampler = GroupSampler::new(rewards, group_size, self.config.rollout.rows_per_call);
         self.held_out = Some(HeldOut::new(prompts, sampler));
+        self
+    }
+
+    /// Multiplies the advantage of each choice by a weight of its own, `[G][T]` for a group (GCPO and STAGE weigh image
+    /// tokens by position, entropy or likeness). The normaliser stays that of all choices.
+    #[must_use]
+    pub fn weigh_choices(
+        mut self,
+        weights: impl Fn(&Group<P>) -> Result<Vec<Vec<f32>>, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        self.choice_weights = Some(Box::new(weights));
         self
     }
 
@@ -209,58 +112,47 @@ impl<P: Policy> Trainer<P> {
         run.describe(config_toml, self.config.seed)?;
         self.checkpoints = Some(checkpoints);
         let first_step = self.n_done;
-        let board = TensorBoard::create(run, first_step, log.panel_groups, config_toml)?;
+        let held_out = self.held_out.as_ref().map(HeldOut::reward_names).unwrap_or_default();
+        let board = TensorBoard::create(run, first_step, log.panel_groups)?.describe(
+            config_toml,
+            &self.rollout.reward_names(),
+            &held_out,
+        )?;
         let console = Console::new(first_step, self.config.n_steps);
+        // The board shows first and last samples side by side, which it reads from the files written before it.
         Ok(self
             .observe(JsonLines::create(run, first_step)?)
-            .observe(board)
             .observe(SampleFiles::create(run, log.panel_groups))
+            .observe(board)
             .observe(console))
     }
 
     /// Takes over a checkpoint of the same run.
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let theirs: State = checkpoint.state()?;
-        let ours = self.state()?;
-        if (&theirs.config, theirs.n_prompts) != (&ours.config, ours.n_prompts) {
-            let line = differing_line(&theirs, &ours);
-            return Err(Error::config(format!(
-                "the checkpoint is of another run ({line}); resume with the configuration of its config.toml"
-            )));
-        }
+        theirs.check_same_run(&self.state()?)?;
         checkpoint.restore(&mut self.optimizer)?;
+        if let Some(reference) = self.moving_reference() {
+            checkpoint.restore_reference(&reference.params())?;
+        }
         self.n_done = checkpoint.step;
         // A run that broke in its first step starts again, held-out prompts included.
         if self.n_done > 0 {
-            (self.held_out_start, self.evaluated_at) = (theirs.held_out_start, theirs.evaluated_at);
+            self.progress = theirs.progress;
         }
         Ok(())
     }
 
     fn state(&self) -> Result<State> {
-        let science = TrainConfig {
-            log: LogConfig::default(),
-            rollout: RolloutConfig {
-                prompts_per_step: self.config.rollout.prompts_per_step,
-                group_size: self.config.rollout.group_size,
-                rows_per_backward: self.config.rollout.rows_per_backward,
-                ..RolloutConfig::default()
-            },
-            ..self.config
-        };
-        Ok(State {
-            config: science.to_toml()?,
-            n_prompts: self.prompts.len(),
-            held_out_start: self.held_out_start.clone(),
-            evaluated_at: self.evaluated_at,
-        })
+        State::of(&self.config, self.prompts.len(), &self.progress)
     }
 
     /// Trains to the last step. An error leaves a checkpoint of all steps done before it.
     pub fn run(&mut self) -> Result<()> {
-        self.check_policy()?;
+        self.self_check_s = Some(timed(|| self.check_policy())?.1);
+        let evaluated = self.progress.evaluated_at == Some(self.n_done);
         // Also where the run broke between a step and the evaluation that was due after it.
-        if self.n_done == 0 || self.is_due(self.config.log.held_out_every) && self.evaluated_at != Some(self.n_done) {
+        if self.n_done == 0 || self.is_due(self.config.log.held_out_every) && !evaluated {
             self.evaluate()?;
         }
         while self.n_done < self.config.n_steps {
@@ -273,52 +165,112 @@ impl<P: Policy> Trainer<P> {
 
     /// One step of Algorithm 1.
     pub fn step(&mut self) -> Result<()> {
-        let start = Instant::now();
-        let step = self.n_done;
-        let seed = Seed::new(self.config.seed).named("rollout").fold(step as u64);
-        let prompts = batch_of(&self.prompts, self.config.rollout.prompts_per_step, self.config.seed, step);
-        let groups = self.rollout.collect(&self.policy, &prompts, seed)?;
-        let rollout_s = start.elapsed().as_secs_f64();
+        let clock = Instant::now();
+        let (groups, mut metrics) = self.collect()?;
 
-        let names = self.rollout.reward_names();
-        let rewards: Vec<Vec<f32>> = groups.iter().map(Group::rewards).collect();
-        let advantages = advantages(&rewards, &self.config.objective.advantage)?;
-        let mut metrics = reward_metrics(&groups, &names);
-
-        let rate = self.config.optim.rate(step, self.config.n_steps);
+        let objective = &self.config.objective.clone();
         let update = Update {
-            objective: &self.config.objective,
+            objective,
             rows_per_backward: self.config.rollout.rows_per_backward,
             // One device does one thing at a time.
             parts_at_once: if self.policy.params().device().is_cpu() { self.config.rollout.parts_at_once } else { 1 },
             policy: &self.policy,
             reference: self.reference.as_ref(),
         };
-        metrics.extend(update.apply(&Row::of(&groups, &advantages), &mut self.optimizer, rate)?);
+        let (scored, reference_s) = timed(|| ScoredRows::score(&update, &groups))?;
+        let judged = Judged::new(&groups, self.rollout.as_ref(), scored.kl_of_samples(objective), objective);
+        let advantages = combined_advantages(&judged.scores, &judged.weights, &objective.advantage)?;
+        let of_choices = choice_advantages(&groups, &advantages, self.choice_weights.as_ref())?;
+        let rate = self.config.optim.rate(self.n_done, self.config.n_steps);
+        let applied = update.apply(&mut Batch::new(&scored, of_choices, objective), &mut self.optimizer, rate)?;
 
-        metrics.insert("time/rollout_s".into(), rollout_s);
-        let phases = self.rollout.phase_times();
-        metrics.extend(phases.into_iter().map(|(phase, seconds)| (format!("time/{phase}_s"), seconds)));
-        let step_s = start.elapsed().as_secs_f64();
-        let n_samples: usize = rewards.iter().map(Vec::len).sum();
-        metrics.insert("time/step_s".into(), step_s);
-        metrics.insert("throughput/images_per_s".into(), n_samples as f64 / step_s);
-        metrics.extend(memory_peak_gb().map(|gb| ("memory/peak_gb".to_string(), gb)));
-
+        let n_choices = scored.n_choices();
+        let (described, metrics_s) =
+            timed(|| Ok((reward_metrics(&groups, judged.names()), judged.metrics(n_choices))))?;
+        self.progress.count(n_choices, applied.fault.is_some());
+        metrics.extend(described.0.into_iter().chain(described.1).chain(applied.metrics));
+        metrics.insert("time/reference_s".into(), reference_s);
+        metrics.insert("time/metrics_s".into(), metrics_s);
+        self.measure_work(&mut metrics, &groups, n_choices, clock.elapsed().as_secs_f64());
         self.n_done += 1;
+        let (positions, fault) = (applied.positions, applied.fault);
+        self.tell(&Told { metrics, groups: &groups, advantages: &advantages, positions, fault: fault.as_deref() })?;
+        self.progress.check_diverged(self.config.max_skips_in_row, self.n_done - 1, fault.as_deref())
+    }
+
+    fn measure_work(&mut self, metrics: &mut Metrics, groups: &[Group<P>], n_choices: usize, step_s: f64) {
+        let n_samples: usize = groups.iter().map(|group| group.completions.len()).sum();
+        metrics.extend(self.progress.metrics());
+        metrics.extend([
+            ("epoch".to_string(), ((self.n_done + 1) * groups.len()) as f64 / self.prompts.len() as f64),
+            ("time/record_s".into(), self.record_s),
+            ("time/step_s".into(), step_s),
+            ("throughput/images_per_s".into(), n_samples as f64 / step_s),
+            ("throughput/tokens_per_s".into(), n_choices as f64 / step_s),
+        ]);
+        metrics.extend(self.self_check_s.take().map(|seconds| ("time/self_check_s".to_string(), seconds)));
+        metrics.extend(memory_peak_gb().map(|gb| ("memory/peak_gb".to_string(), gb)));
+    }
+
+    /// Tells the observers of the step that was just done.
+    fn tell(&mut self, told: &Told<'_, P>) -> Result<()> {
+        let step = self.n_done - 1;
         let report = StepReport {
             step,
             n_steps: self.config.n_steps,
-            metrics: &metrics,
-            groups: &groups,
-            advantages: &advantages,
-            reward_names: &names,
+            metrics: &told.metrics,
+            groups: told.groups,
+            advantages: told.advantages,
+            reward_names: &self.rollout.reward_names(),
             with_samples: step.is_multiple_of(self.config.log.samples_every) || self.n_done == self.config.n_steps,
+            positions: &told.positions,
+            grid: self.policy.grid(),
+            fault: told.fault,
         };
-        self.observers.iter_mut().try_for_each(|observer| observer.step(&report)).map_err(Error::Observer)
+        let observers = &mut self.observers;
+        let tell = || observers.iter_mut().try_for_each(|observer| observer.step(&report)).map_err(Error::Observer);
+        self.record_s = timed(tell)?.1;
+        Ok(())
+    }
+
+    /// The step's groups, those of equal rewards replaced as often as the configuration allows, and the phases' times.
+    fn collect(&mut self) -> Result<(Vec<Group<P>>, Metrics)> {
+        let clock = Instant::now();
+        let (n, step) = (self.config.rollout.prompts_per_step, self.n_done);
+        let root = Seed::new(self.config.seed);
+        let seed = root.named("rollout").fold(step as u64);
+        let prompts = batch_of(&self.prompts, n, self.config.seed, step);
+        let mut groups = self.rollout.collect(&self.policy, &prompts, seed)?;
+        let mut phases = self.rollout.phase_times();
+        let mut n_resampled = 0;
+        for round in 0..self.config.rollout.max_resamples as u64 {
+            let flat: Vec<usize> = (0..groups.len()).filter(|&at| is_flat(&groups[at].rewards())).collect();
+            if flat.is_empty() {
+                break;
+            }
+            let order = root.named("resample").fold(step as u64).fold(round).draws().permutation(self.prompts.len());
+            let is_new = |idx: &usize| groups.iter().all(|group| group.prompt_idx != *idx);
+            let further = order.into_iter().filter(is_new).take(flat.len());
+            let further: Vec<IndexedPrompt<'_>> = further.map(|idx| (idx, &self.prompts[idx])).collect();
+            let replacements = self.rollout.collect(&self.policy, &further, seed)?;
+            self.rollout
+                .phase_times()
+                .into_iter()
+                .for_each(|(name, seconds)| *phases.entry(name).or_default() += seconds);
+            n_resampled += replacements.len();
+            flat.into_iter().zip(replacements).for_each(|(at, group)| groups[at] = group);
+        }
+        let mut metrics: Metrics =
+            phases.into_iter().map(|(phase, seconds)| (format!("time/{phase}_s"), seconds)).collect();
+        metrics.insert("time/rollout_s".into(), clock.elapsed().as_secs_f64());
+        if self.config.rollout.max_resamples > 0 {
+            metrics.insert("resampled_groups".into(), n_resampled as f64);
+        }
+        Ok((groups, metrics))
     }
 
     fn after_step(&mut self) -> Result<()> {
+        self.sync_reference()?;
         if self.is_due(self.config.log.held_out_every) {
             self.evaluate()?;
         }
@@ -330,29 +282,53 @@ impl<P: Policy> Trainer<P> {
         self.n_done == self.config.n_steps || self.n_done.is_multiple_of(every)
     }
 
+    /// The reference, where the objective moves it.
+    fn moving_reference(&self) -> Option<&P> {
+        self.reference.as_ref().filter(|_| self.config.objective.reference_sync.is_some())
+    }
+
+    /// Moves the reference towards the policy where that is due (TR-DPO's soft update).
+    fn sync_reference(&self) -> Result<()> {
+        let (Some(sync), Some(reference)) = (self.config.objective.reference_sync, &self.reference) else {
+            return Ok(());
+        };
+        if !self.n_done.is_multiple_of(sync.every) {
+            return Ok(());
+        }
+        let params = reference.params();
+        for (name, var) in self.policy.params().iter() {
+            let Some(theirs) = params.get(name) else { continue };
+            theirs.set(&((var.as_tensor() * sync.share)? + (theirs.as_tensor() * (1.0 - sync.share))?)?)?;
+        }
+        Ok(())
+    }
+
     fn save_checkpoint(&self) -> Result<()> {
         let Some(checkpoints) = &self.checkpoints else { return Ok(()) };
         let state = serde_json::to_value(self.state()?).map_err(|error| Error::config(error.to_string()))?;
-        checkpoints.save(self.n_done, &self.optimizer, &state).map(drop)
+        let reference = self.moving_reference().map(P::params).unwrap_or_default();
+        checkpoints.save(self.n_done, &self.optimizer, &reference, &state).map(drop)
     }
 
     /// Scores the held-out prompts, always with the same draws.
     fn evaluate(&mut self) -> Result<()> {
         let Some(held_out) = &mut self.held_out else { return Ok(()) };
         let Evaluation { groups, reward_names, means, seconds } = held_out.evaluate(&self.policy)?;
-        let mut metrics = means.metrics(self.held_out_start.as_ref());
+        let mut metrics = means.metrics(self.progress.held_out_start.as_ref());
+        metrics.extend(crate::held_out::hacking_alarm(&metrics, &self.rollout.reward_names(), &reward_names));
         metrics.insert("time/held_out_s".into(), seconds);
-        self.held_out_start.get_or_insert(means);
+        self.progress.held_out_start.get_or_insert(means);
         let report =
             HeldOutReport { step: self.n_done, metrics: &metrics, groups: &groups, reward_names: &reward_names };
         self.observers.iter_mut().try_for_each(|observer| observer.held_out(&report)).map_err(Error::Observer)?;
-        self.evaluated_at = Some(self.n_done);
+        self.progress.evaluated_at = Some(self.n_done);
         Ok(())
     }
 
     fn check_policy(&self) -> Result<()> {
         let prompts: Vec<&Prompt> = self.prompts.iter().take(2).collect();
-        self_check::before_training(&self.policy, &prompts, Seed::new(self.config.seed).named("self_check"))
+        let seed = Seed::new(self.config.seed).named("self_check");
+        self_check::before_training(&self.policy, &prompts, seed, &self.config.objective)
     }
 
     /// The policy as it stands.
@@ -371,14 +347,19 @@ impl<P: Policy> Trainer<P> {
     }
 }
 
-/// The first setting in which two states differ, for a message.
-fn differing_line(theirs: &State, ours: &State) -> String {
-    let lines = |state: &State| -> Vec<String> {
-        state.config.lines().map(String::from).chain([format!("n_prompts = {}", state.n_prompts)]).collect()
-    };
-    let (theirs, ours) = (lines(theirs), lines(ours));
-    let differs = theirs.iter().zip(&ours).find(|(theirs, ours)| theirs != ours);
-    differs.map_or("other settings".into(), |(theirs, ours)| format!("there {theirs}, here {ours}"))
+/// What a step has to tell beside what the trainer knows.
+struct Told<'a, P: Policy> {
+    metrics: Metrics,
+    groups: &'a [Group<P>],
+    advantages: &'a [Vec<f32>],
+    positions: PositionMaps,
+    fault: Option<&'a str>,
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    let clock = Instant::now();
+    let done = work()?;
+    Ok((done, clock.elapsed().as_secs_f64()))
 }
 
 /// The prompts of a step: each epoch is a permutation of its own, cut into whole steps.

@@ -3,78 +3,30 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
+use ndarray::Array2;
 use rayon::prelude::*;
 
-use crate::loss::{LossParts, Targets, loss, padded, token_weights};
-use crate::observe::Metrics;
-use crate::{AdamW, BoxError, Error, Gradients, Group, LogProbs, Objective, Policy, Prompt, Result, Scoring};
+use crate::batch::{Batch, log_probs, table};
+use crate::loss::{Loss, LossParts, loss};
+use crate::observe::{Metrics, PositionMaps};
+use crate::{AdamW, Error, Gradients, LogProbs, LossGradient, Objective, Policy, Result, Surrogate};
 
-/// One sample of the batch: what is replayed and how good it was.
-pub(crate) struct Row<'a, P: Policy> {
-    prompt: &'a Prompt,
-    trace: &'a P::Trace,
-    sampled: &'a [f32],
-    advantage: f32,
-}
-
-impl<'a, P: Policy> Row<'a, P> {
-    /// The samples of all groups in order.
-    pub(crate) fn of(groups: &'a [Group<P>], advantages: &[Vec<f32>]) -> Vec<Self> {
-        let rows = groups.iter().zip(advantages).flat_map(|(group, advantages)| {
-            group.completions.iter().zip(advantages).map(|(completion, &advantage)| Row {
-                prompt: &group.prompt,
-                trace: &completion.trace,
-                sampled: &completion.log_probs,
-                advantage,
-            })
-        });
-        rows.collect()
-    }
-}
-
-/// The rows with all that stays fixed while the parameters move.
-struct Batch<'a, P: Policy> {
-    rows: &'a [Row<'a, P>],
-    /// Log-probs of the choices when they were drawn, `[rows][T]`.
-    old: Vec<Vec<f32>>,
-    /// Log-probs of the choices under the reference, `[rows][T]`.
-    reference: Option<Vec<Vec<f32>>>,
-    /// The weight of each row's choices in the loss of the whole batch.
-    weights: Vec<f32>,
-}
-
-impl<P: Policy> Batch<'_, P> {
-    /// The constants of some rows, in the shape of their log-probs under the current weights.
-    fn targets(&self, log_probs: &LogProbs, part: Range<usize>) -> Result<Targets> {
-        let (n_rows, width) = log_probs.values().dims2()?;
-        let device = log_probs.values().device();
-        let tensor = |rows: &[Vec<f32>]| -> Result<Tensor> {
-            let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
-            if rows.len() != n_rows || longest != width {
-                let (got, expected) = (vec![n_rows, width], vec![rows.len(), longest]);
-                return Err(Error::Shape { what: "the replayed log-probs", got, expected });
-            }
-            padded(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>(), width, device)
-        };
-        let advantages: Vec<f32> = self.rows[part.clone()].iter().map(|row| row.advantage).collect();
-        let weights = Tensor::from_slice(&self.weights[part.clone()], (n_rows, 1), device)?;
-        Ok(Targets {
-            old: tensor(&self.old[part.clone()])?,
-            reference: self.reference.as_ref().map(|rows| tensor(&rows[part])).transpose()?,
-            advantages: Tensor::from_vec(advantages, (n_rows, 1), device)?,
-            weights: log_probs.mask().broadcast_mul(&weights)?,
-        })
-    }
-}
-
-/// What an update needs beside the rows.
+/// What an update needs beside the batch.
 pub(crate) struct Update<'a, P: Policy> {
     pub(crate) objective: &'a Objective,
     pub(crate) rows_per_backward: usize,
     pub(crate) parts_at_once: usize,
     pub(crate) policy: &'a P,
     pub(crate) reference: Option<&'a P>,
+}
+
+/// What an update was.
+pub(crate) struct Applied {
+    pub(crate) metrics: Metrics,
+    pub(crate) positions: PositionMaps,
+    /// Why an optimiser step was not taken: a loss or a gradient that is not finite.
+    pub(crate) fault: Option<String>,
 }
 
 /// Sums over the batch that become metrics.
@@ -85,62 +37,99 @@ struct Totals {
     entropy: Option<f64>,
     difference: f64,
     max_difference: f64,
-    n_choices: f64,
+    correction: Option<Spread>,
+    positions: Positions,
+}
+
+/// The least, the mean and the largest of some values.
+#[derive(Clone, Copy)]
+struct Spread {
+    min: f64,
+    sum: f64,
+    max: f64,
+    n: f64,
+}
+
+/// Sums by position.
+#[derive(Default)]
+struct Positions {
+    n: Vec<f64>,
+    entropy: Vec<f64>,
+    push: Vec<f64>,
 }
 
 impl<P: Policy> Update<'_, P> {
-    /// `objective.n_epochs` optimiser steps; returns the metrics of the last one and the times of all.
-    pub(crate) fn apply(&self, rows: &[Row<'_, P>], optimizer: &mut AdamW, rate: f64) -> Result<Metrics> {
+    /// `objective.n_epochs` optimiser steps; the metrics are those of the last one.
+    ///
+    /// A loss or gradient that is not finite ends the update where it stands: see [`Applied::fault`].
+    pub(crate) fn apply(&self, batch: &mut Batch<'_, P>, optimizer: &mut AdamW, rate: f64) -> Result<Applied> {
         let start = Instant::now();
-        let reference = match self.reference.filter(|_| self.objective.kl_weight > 0.0) {
-            Some(reference) => Some(self.score(reference, rows)?),
-            None => None,
-        };
-        let reference_s = start.elapsed().as_secs_f64();
-        let start = Instant::now();
-        let old: Vec<Vec<f32>> = match self.policy.scoring() {
-            Scoring::Exact => rows.iter().map(|row| row.sampled.to_vec()).collect(),
-            Scoring::Conditional => self.score(self.policy, rows)?,
-        };
-        let lengths: Vec<usize> = old.iter().map(Vec::len).collect();
-        let weights = token_weights(&lengths, self.objective.aggregation);
-        let batch = Batch { rows, old, reference, weights };
-        let mut metrics = Metrics::new();
+        let mut applied = Applied { metrics: Metrics::new(), positions: PositionMaps::default(), fault: None };
         for epoch in 0..self.objective.n_epochs {
-            let (gradients, totals) = self.gradients(&batch)?;
-            let norm = optimizer.step(&gradients, rate)?;
+            let (norm, totals) = match self.epoch(batch, optimizer, rate) {
+                Ok(done) => done,
+                Err(Error::NotFinite(what)) => {
+                    applied.fault = Some(what);
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
             if epoch == 0 {
                 // Later epochs have moved: only the first compares sampler and scorer on equal weights.
-                let mean = totals.difference / totals.n_choices.max(1.0);
-                metrics.insert("sampling/sampling_logp_difference/mean".into(), mean);
-                metrics.insert("sampling/sampling_logp_difference/max".into(), totals.max_difference);
+                totals.record_sampling(&mut applied.metrics);
             }
-            metrics.insert("grad_norm".into(), norm);
-            self.record(&totals, &mut metrics);
+            applied.metrics.insert("grad_norm".into(), norm);
+            self.record(&totals, &mut applied.metrics);
+            applied.positions = totals.positions.means();
         }
-        metrics.insert("learning_rate".into(), rate);
-        metrics.insert("time/reference_s".into(), reference_s);
-        metrics.insert("time/update_s".into(), start.elapsed().as_secs_f64());
-        Ok(metrics)
+        applied.metrics.insert("learning_rate".into(), rate);
+        applied.metrics.insert("time/update_s".into(), start.elapsed().as_secs_f64());
+        Ok(applied)
+    }
+
+    /// One optimiser step; returns the gradient's norm before clipping.
+    fn epoch(&self, batch: &mut Batch<'_, P>, optimizer: &mut AdamW, rate: f64) -> Result<(f64, Totals)> {
+        if self.objective.top_entropy_share < 1.0 {
+            batch.set_gate(self)?;
+        }
+        let (gradients, totals) = self.gradients(batch)?;
+        Ok((optimizer.step(&gradients, rate)?, totals))
     }
 
     fn record(&self, totals: &Totals, metrics: &mut Metrics) {
+        let parts = &totals.parts;
+        let n_choices = parts.n_choices.max(1.0);
         metrics.insert("loss".into(), totals.loss);
         if let Some(entropy) = totals.entropy {
-            metrics.insert("entropy".into(), entropy / totals.n_choices.max(1.0));
+            metrics.insert("entropy".into(), entropy / n_choices);
         }
-        metrics.insert("clip_ratio/low_mean".into(), totals.parts.clipped_low);
-        metrics.insert("clip_ratio/high_mean".into(), totals.parts.clipped_high);
-        metrics.insert("clip_ratio/region_mean".into(), totals.parts.clipped_low + totals.parts.clipped_high);
-        if self.objective.kl_weight > 0.0 {
-            metrics.insert("kl".into(), totals.parts.kl);
+        if self.objective.entropy_weight != 0.0 {
+            metrics.insert("policy_loss".into(), parts.policy_loss);
+        }
+        if self.objective.needs_reference() && self.objective.kl.place == crate::Place::Loss {
+            metrics.insert("kl".into(), parts.kl / n_choices);
+        }
+        let n_ratios = parts.n_ratios.max(1.0);
+        match self.objective.surrogate {
+            Surrogate::Clip => {
+                metrics.insert("clip_ratio/low_mean".into(), parts.clipped_low / n_ratios);
+                metrics.insert("clip_ratio/high_mean".into(), parts.clipped_high / n_ratios);
+                let both = parts.clipped_low + parts.clipped_high;
+                metrics.insert("clip_ratio/region_mean".into(), both / n_ratios);
+                metrics.insert("clip_ratio/low_min".into(), parts.low_min);
+                metrics.insert("clip_ratio/high_max".into(), parts.high_max);
+            }
+            Surrogate::Cispo { .. } => {
+                metrics.insert("cispo_clip_ratio".into(), parts.clipped_high / n_ratios);
+            }
+            Surrogate::Sapo { .. } => {}
         }
     }
 
     /// Sums over micro-batches, each computed alone and added in order: how many are computed at once changes no bit.
     fn gradients(&self, batch: &Batch<'_, P>) -> Result<(Gradients, Totals)> {
         let (mut gradients, mut totals) = (Gradients::new(), Totals::default());
-        let n_rows = batch.rows.len();
+        let n_rows = batch.rows().len();
         let ranges: Vec<Range<usize>> = (0..n_rows)
             .step_by(self.rows_per_backward)
             .map(|start| start..(start + self.rows_per_backward).min(n_rows))
@@ -150,78 +139,137 @@ impl<P: Policy> Update<'_, P> {
             for part in done {
                 let (of_part, totals_of_part) = part?;
                 gradients.add_all(of_part)?;
-                totals += totals_of_part;
+                totals.merge(&totals_of_part);
             }
         }
         Ok((gradients, totals))
     }
 
     fn part(&self, batch: &Batch<'_, P>, range: Range<usize>) -> Result<(Gradients, Totals)> {
-        let log_probs = log_probs(self.policy, &batch.rows[range.clone()])?;
-        let loss = loss(log_probs.values(), &batch.targets(&log_probs, range.clone())?, self.objective)?;
+        let log_probs = log_probs(self.policy, &batch.rows()[range.clone()])?;
+        let targets = batch.targets(&log_probs, range, self.objective)?;
+        let values = table(log_probs.values())?;
+        let entropy = log_probs.entropy().map(table).transpose()?;
+        let used = entropy.as_ref().filter(|_| self.objective.needs_entropy());
+        let loss = loss(values.view(), used.map(|entropy| entropy.view()), &targets, self.objective)?;
+        if !loss.value.is_finite() {
+            return Err(Error::NotFinite(format!("the loss is {}", loss.value)));
+        }
         let mut gradients = Gradients::new();
         self.policy
-            .backward(&log_probs, &loss.gradient, &mut gradients)
+            .backward(&log_probs, &upstream(&loss, &log_probs)?, &mut gradients)
             .map_err(|source| Error::policy("backward", source))?;
         let mut totals = Totals { loss: loss.value, parts: loss.parts, ..Totals::default() };
-        totals.add(&log_probs, &batch.rows[range])?;
+        totals.compare(&values, &targets);
+        totals.entropy = entropy.as_ref().map(|entropy| f64::from((entropy * &targets.mask).sum()));
+        totals.correction = targets.correction.as_ref().map(|weights| Spread::of(weights, &targets.mask));
+        totals.positions.add(&loss, entropy.as_ref(), &targets);
         Ok((gradients, totals))
-    }
-
-    /// Log-probs of every row's choices under `policy`, without a gradient, `[rows][T]`.
-    fn score(&self, policy: &P, rows: &[Row<'_, P>]) -> Result<Vec<Vec<f32>>> {
-        let of_part = |rows: &[Row<'_, P>]| -> Result<Vec<Vec<f32>>> {
-            let mut values = log_probs(policy, rows)?.rows()?;
-            values.iter_mut().zip(rows).for_each(|(values, row)| values.truncate(row.sampled.len()));
-            Ok(values)
-        };
-        let mut scored = Vec::with_capacity(rows.len());
-        for rows in rows.chunks(self.rows_per_backward.saturating_mul(self.parts_at_once)) {
-            let done: Vec<Result<_>> = rows.par_chunks(self.rows_per_backward).map(of_part).collect();
-            for part in done {
-                scored.extend(part?);
-            }
-        }
-        Ok(scored)
     }
 }
 
-fn log_probs<P: Policy>(policy: &P, rows: &[Row<'_, P>]) -> Result<LogProbs> {
-    let batch: Vec<(&Prompt, &P::Trace)> = rows.iter().map(|row| (row.prompt, row.trace)).collect();
-    policy.log_probs(&batch).map_err(|source: BoxError| Error::policy("log_probs", source))
+/// The loss's gradient where the policy computes.
+fn upstream(loss: &Loss, log_probs: &LogProbs) -> Result<LossGradient> {
+    let device = log_probs.values().device();
+    let tensor = |table: &Array2<f32>| -> Result<Tensor> {
+        let values: Vec<f32> = table.iter().copied().collect();
+        Ok(Tensor::from_vec(values, table.dim(), device)?)
+    };
+    let gradient = LossGradient::new(tensor(&loss.gradient)?);
+    Ok(match &loss.entropy_gradient {
+        None => gradient,
+        Some(entropy) => gradient.with_entropy(tensor(entropy)?),
+    })
 }
 
 impl Totals {
-    fn add<P: Policy>(&mut self, log_probs: &LogProbs, rows: &[Row<'_, P>]) -> Result<()> {
-        let sum = |tensor: &Tensor| -> Result<f64> {
-            Ok(f64::from((tensor * log_probs.mask())?.sum_all()?.to_scalar::<f32>()?))
-        };
-        if let Some(entropy) = log_probs.entropy() {
-            *self.entropy.get_or_insert(0.0) += sum(&entropy.to_dtype(DType::F32)?)?;
+    /// How far the replayed log-probs are from those the sampler gave.
+    fn compare(&mut self, values: &Array2<f32>, targets: &crate::loss::Targets) {
+        for ((value, sampled), mask) in values.iter().zip(&targets.sampled).zip(&targets.mask) {
+            if *mask > 0.0 {
+                let difference = f64::from((value - sampled).abs());
+                self.difference += difference;
+                self.max_difference = self.max_difference.max(difference);
+            }
         }
-        let (_, width) = log_probs.values().dims2()?;
-        let sampled: Vec<&[f32]> = rows.iter().map(|row| &row.sampled[..row.sampled.len().min(width)]).collect();
-        let sampled = padded(&sampled, width, &Device::Cpu)?.to_device(log_probs.values().device())?;
-        let difference = ((log_probs.values().detach() - sampled)?.abs()? * log_probs.mask())?;
-        self.difference += sum(&difference)?;
-        if difference.elem_count() > 0 {
-            self.max_difference = self.max_difference.max(f64::from(difference.max_all()?.to_scalar::<f32>()?));
-        }
-        self.n_choices += f64::from(log_probs.mask().sum_all()?.to_scalar::<f32>()?);
-        Ok(())
     }
-}
 
-impl std::ops::AddAssign for Totals {
-    fn add_assign(&mut self, part: Self) {
+    fn record_sampling(&self, metrics: &mut Metrics) {
+        let mean = self.difference / self.parts.n_choices.max(1.0);
+        metrics.insert("sampling/sampling_logp_difference/mean".into(), mean);
+        metrics.insert("sampling/sampling_logp_difference/max".into(), self.max_difference);
+        if let Some(ratios) = self.correction.filter(|ratios| ratios.n > 0.0) {
+            metrics.insert("sampling/importance_sampling_ratio/min".into(), ratios.min);
+            metrics.insert("sampling/importance_sampling_ratio/mean".into(), ratios.sum / ratios.n);
+            metrics.insert("sampling/importance_sampling_ratio/max".into(), ratios.max);
+        }
+    }
+
+    fn merge(&mut self, part: &Self) {
         self.loss += part.loss;
-        self.parts += part.parts;
+        self.parts.merge(&part.parts);
         self.entropy = match (self.entropy, part.entropy) {
             (Some(sum), Some(part)) => Some(sum + part),
             (sum, part) => sum.or(part),
         };
         self.difference += part.difference;
         self.max_difference = self.max_difference.max(part.max_difference);
-        self.n_choices += part.n_choices;
+        self.correction = match (self.correction, part.correction) {
+            (Some(sum), Some(part)) => Some(sum.merged(part)),
+            (sum, part) => sum.or(part),
+        };
+        self.positions.merge(&part.positions);
+    }
+}
+
+impl Spread {
+    fn of(values: &Array2<f32>, mask: &Array2<f32>) -> Self {
+        let nothing = Self { min: f64::INFINITY, sum: 0.0, max: f64::NEG_INFINITY, n: 0.0 };
+        let counted = values.iter().zip(mask).filter(|(_, mask)| **mask > 0.0).map(|(value, _)| f64::from(*value));
+        counted.fold(nothing, |spread, x| spread.merged(Self { min: x, sum: x, max: x, n: 1.0 }))
+    }
+
+    fn merged(self, other: Self) -> Self {
+        Self {
+            min: self.min.min(other.min),
+            sum: self.sum + other.sum,
+            max: self.max.max(other.max),
+            n: self.n + other.n,
+        }
+    }
+}
+
+impl Positions {
+    fn add(&mut self, loss: &Loss, entropy: Option<&Array2<f32>>, targets: &crate::loss::Targets) {
+        self.grow(targets.mask.ncols(), entropy.is_some());
+        for ((row, at), _) in targets.mask.indexed_iter().filter(|(_, mask)| **mask > 0.0) {
+            self.n[at] += 1.0;
+            self.push[at] += f64::from(loss.gradient[[row, at]].abs()) / targets.weights[row];
+            if let Some(entropy) = entropy {
+                self.entropy[at] += f64::from(entropy[[row, at]]);
+            }
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.grow(other.n.len(), !other.entropy.is_empty());
+        let add = |sums: &mut [f64], others: &[f64]| sums.iter_mut().zip(others).for_each(|(sum, x)| *sum += x);
+        add(&mut self.n, &other.n);
+        add(&mut self.push, &other.push);
+        add(&mut self.entropy, &other.entropy);
+    }
+
+    fn grow(&mut self, width: usize, with_entropy: bool) {
+        let width = width.max(self.n.len());
+        self.n.resize(width, 0.0);
+        self.push.resize(width, 0.0);
+        if with_entropy {
+            self.entropy.resize(width, 0.0);
+        }
+    }
+
+    fn means(&self) -> PositionMaps {
+        let mean = |sums: &[f64]| sums.iter().zip(&self.n).map(|(sum, n)| (sum / n.max(1.0)) as f32).collect();
+        PositionMaps { entropy: mean(&self.entropy), advantage: mean(&self.push) }
     }
 }

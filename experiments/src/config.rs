@@ -38,6 +38,9 @@ pub struct TrainFile {
     /// The optimiser.
     #[serde(default)]
     pub optim: OptimConfig,
+    /// After so many updates in a row that are not finite, the run stops.
+    #[serde(default = "max_skips_in_row")]
+    pub max_skips_in_row: usize,
     /// What is recorded.
     #[serde(default)]
     pub log: LogConfig,
@@ -55,9 +58,14 @@ impl TrainFile {
             rollout: self.rollout,
             objective: self.objective,
             optim: self.optim,
+            max_skips_in_row: self.max_skips_in_row,
             log: self.log,
         }
     }
+}
+
+fn max_skips_in_row() -> usize {
+    TrainConfig::default().max_skips_in_row
 }
 
 /// Which checkpoint a policy starts from.

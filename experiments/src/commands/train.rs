@@ -57,7 +57,11 @@ impl Train {
     fn trainer(&self, file: &TrainFile) -> Outcome<Trainer<SimpleAr>> {
         let device = parts::device(&self.policy.device)?;
         let policy = parts::policy(file.policy, self.policy.policy.as_deref(), &device)?.with_law(file.law.clone())?;
-        let reference = (file.objective.kl_weight > 0.0).then(|| policy.frozen()).transpose()?;
+        let reference = match (file.objective.needs_reference(), file.objective.reference_sync) {
+            (false, _) => None,
+            (true, None) => Some(policy.frozen()?),
+            (true, Some(_)) => Some(policy.copy()?),
+        };
         let config = file.train_config();
         let rollout = parts::rollout(parts::rewards(&file.rewards)?, &config);
         let (prompts, held_out) = parts::shapes_prompts()?;

@@ -113,11 +113,16 @@ impl Decoder {
 
     /// A copy of the weights that later training of this decoder does not change: a reference model.
     pub fn frozen(&self) -> Result<Self> {
-        let mut tensors = BTreeMap::new();
-        for (name, tensor) in &self.tensors {
-            tensors.insert(name.clone(), tensor.detach().copy()?);
-        }
-        Self::assemble(self.config.clone(), tensors, Params::none())
+        Self::assemble(self.config.clone(), self.copied_tensors()?, Params::none())
+    }
+
+    /// A copy with variables of its own: a reference that is moved now and then, a second policy.
+    pub fn copy(&self) -> Result<Self> {
+        Self::from_tensors(self.config.clone(), self.copied_tensors()?, true)
+    }
+
+    fn copied_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), tensor.detach().copy()?))).collect()
     }
 
     /// The same weights without gradients, shared and not copied: later training shows.
@@ -207,8 +212,8 @@ impl Decoder {
 
     /// Log-probabilities of `targets` and entropies in nats of the law over the vocabulary `slice`, each `[N]`.
     ///
-    /// `hidden` is `[N, H]`; targets are ids of the whole vocabulary within `slice`. Only the log-probabilities
-    /// have a gradient. Logits are made a chunk of rows at a time, and again in the backward pass.
+    /// `hidden` is `[N, H]`; targets are ids of the whole vocabulary within `slice`. Both have a gradient. Logits are
+    /// made a chunk of rows at a time, and again in the backward pass.
     pub fn log_probs_of(
         &self,
         hidden: &Tensor,

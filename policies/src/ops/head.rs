@@ -27,7 +27,7 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// Log-probabilities (differentiable) and entropies in nats (without a gradient) of each row, `[n]`.
+    /// Log-probabilities and entropies in nats of each row, `[n]`, both differentiable.
     ///
     /// `hidden` is `[n, h]` and `head` `[vocabulary, h]`.
     pub(crate) fn log_probs(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -49,7 +49,7 @@ impl Choice {
             return self.composite(hidden, head);
         }
         let packed = hidden.contiguous()?.apply_op2(head, LogProbs { choice: self.clone() })?;
-        Ok((packed.narrow(0, 0, 1)?.squeeze(0)?, packed.narrow(0, 1, 1)?.squeeze(0)?.detach()))
+        Ok((packed.narrow(0, 0, 1)?.squeeze(0)?, packed.narrow(0, 1, 1)?.squeeze(0)?))
     }
 
     fn composite(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -67,8 +67,7 @@ impl Choice {
             let targets = self.targets[first..first + count].iter().map(|target| target - start).collect();
             let targets = Tensor::from_vec(targets, (count, 1), hidden.device())?;
             log_probs.push(all.gather(&targets, 1)?.squeeze(1)?);
-            let fixed = all.detach();
-            entropies.push((fixed.exp()? * fixed)?.sum(1)?.neg()?);
+            entropies.push((all.exp()? * all)?.sum(1)?.neg()?);
         }
         Ok((Tensor::cat(&log_probs, 0)?, Tensor::cat(&entropies, 0)?))
     }
@@ -78,7 +77,7 @@ impl Choice {
     }
 }
 
-/// Its result is `[3, n]`: log-probability, entropy and log-sum-exp, of which only the first has a gradient.
+/// Its result is `[3, n]`: log-probability, entropy and log-sum-exp, of which the first two have a gradient.
 struct LogProbs {
     choice: Choice,
 }
@@ -97,17 +96,55 @@ impl LogProbs {
 
     /// Replaces logits by the gradient that reaches them.
     #[inline(always)]
-    fn to_logits(&self, logits: &mut [f32], target: u32, log_sum: f32, grad: f32) {
+    fn to_logits(&self, logits: &mut [f32], target: u32, row: RowGradient) {
         let sharpness = 1.0 / self.choice.temperature;
-        let scale = grad * sharpness;
-        for logit in logits.iter_mut() {
-            *logit = -scale * vector::exp(*logit * sharpness - log_sum);
+        let scale = row.by_log_prob * sharpness;
+        if row.by_entropy == 0.0 {
+            for logit in logits.iter_mut() {
+                *logit = -scale * vector::exp(*logit * sharpness - row.log_sum);
+            }
+        } else {
+            // d H / d logit = −p (log p + H).
+            let entropy_scale = row.by_entropy * sharpness;
+            for logit in logits.iter_mut() {
+                let log_prob = *logit * sharpness - row.log_sum;
+                *logit = -vector::exp(log_prob) * (scale + entropy_scale * (log_prob + row.entropy));
+            }
         }
         logits[target as usize - self.choice.slice.start] += scale;
     }
 }
 
 type Operand<'a> = (&'a CpuStorage, &'a Layout);
+
+/// What the backward pass knows of a row beside its logits.
+#[derive(Clone, Copy)]
+struct RowGradient {
+    by_log_prob: f32,
+    by_entropy: f32,
+    entropy: f32,
+    log_sum: f32,
+}
+
+impl RowGradient {
+    /// One for each row, from the operation's result and the gradient by it, `[3, n]` both.
+    fn of(result: &Tensor, gradient: &Tensor) -> Result<Vec<Self>> {
+        let [_, entropy, log_sum] = rows_of(result)?;
+        let [by_log_prob, by_entropy, _] = rows_of(gradient)?;
+        let row = |row: usize| Self {
+            by_log_prob: by_log_prob[row],
+            by_entropy: by_entropy[row],
+            entropy: entropy[row],
+            log_sum: log_sum[row],
+        };
+        Ok((0..entropy.len()).map(row).collect())
+    }
+}
+
+fn rows_of(packed: &Tensor) -> Result<[Vec<f32>; 3]> {
+    let row = |at: usize| packed.narrow(0, at, 1)?.flatten_all()?.to_vec1();
+    Ok([row(0)?, row(1)?, row(2)?])
+}
 
 /// Log-probability of the target, entropy and log-sum-exp of one row; uses up the logits.
 #[inline(always)]
@@ -153,8 +190,7 @@ impl CustomOp2 for LogProbs {
     fn bwd(&self, h: &Tensor, w: &Tensor, res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let Choice { slice, targets, .. } = &self.choice;
         let n = targets.len();
-        let log_sums: Vec<f32> = res.narrow(0, 2, 1)?.flatten_all()?.to_vec1()?;
-        let grads: Vec<f32> = grad.narrow(0, 0, 1)?.flatten_all()?.to_vec1()?;
+        let rows = RowGradient::of(res, grad)?;
         let head = w.detach().narrow(0, slice.start, slice.len())?;
         let (mut to_hidden, mut to_head) = (Vec::new(), None);
         let chunk = self.choice.chunk_rows();
@@ -165,7 +201,7 @@ impl CustomOp2 for LogProbs {
             let mut logits = host(&logits)?.values()?.to_vec();
             logits.par_chunks_mut(slice.len()).enumerate().for_each(|(row, logits)| {
                 let row = first + row;
-                vector::vectorised(|| self.to_logits(logits, targets[row], log_sums[row], grads[row]));
+                vector::vectorised(|| self.to_logits(logits, targets[row], rows[row]));
             });
             let to_logits = tensor(logits, (count, slice.len()))?;
             to_hidden.push(to_logits.matmul(&head)?);
@@ -204,9 +240,11 @@ mod tests {
                 || Ok(choice.log_probs(&hidden, &head)?.0),
                 || Ok(choice.composite(&hidden, &head)?.0),
             );
-            let (_, got) = choice.log_probs(&hidden, &head).unwrap();
-            let (_, want) = choice.composite(&hidden, &head).unwrap();
-            assert!(distance(&got, &want) < 1e-5);
+            check_operation(
+                &vars,
+                || Ok(choice.log_probs(&hidden, &head)?.1),
+                || Ok(choice.composite(&hidden, &head)?.1),
+            );
         }
     }
 

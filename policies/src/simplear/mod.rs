@@ -86,6 +86,11 @@ impl SimpleAr {
         Ok(Self { decoder: self.decoder.frozen()?, ..self.shallow() })
     }
 
+    /// A copy with trainable variables of its own: a reference that is moved towards the policy.
+    pub fn copy(&self) -> Result<Self> {
+        Ok(Self { decoder: self.decoder.copy()?, ..self.shallow() })
+    }
+
     fn shallow(&self) -> Self {
         Self {
             decoder: self.decoder.clone(),
@@ -271,6 +276,10 @@ impl Policy for SimpleAr {
 
     fn params(&self) -> Params {
         self.decoder.params()
+    }
+
+    fn grid(&self) -> Option<Grid> {
+        Some(self.grid)
     }
 
     fn scoring(&self) -> Scoring {

@@ -1,0 +1,96 @@
+//! `samples/`: pictures, texts, traces and scores as files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::{HeldOutReport, Observer, StepReport};
+use crate::panel::panel;
+use crate::{BoxError, Error, Group, Policy, Result, RunFolder, Sample};
+
+/// Logged samples as files: `samples/step-N/` with the pictures, a panel, maps and `samples.jsonl`.
+///
+/// A step whose update was skipped leaves all of its samples in `skipped/step-N/`, with `why.txt`.
+pub struct SampleFiles {
+    run: RunFolder,
+    n_groups: usize,
+}
+
+impl SampleFiles {
+    /// Keeps the first `n_groups` groups of a logged step, and every held-out panel.
+    pub fn create(run: &RunFolder, n_groups: usize) -> Self {
+        Self { run: run.clone(), n_groups }
+    }
+}
+
+impl<P: Policy> Observer<P> for SampleFiles {
+    fn step(&mut self, report: &StepReport<'_, P>) -> Result<(), BoxError> {
+        if let Some(fault) = report.fault {
+            let folder = made(self.run.path().join(format!("skipped/step-{:05}", report.step)))?;
+            write_groups(&folder, report.groups, report.advantages, report.reward_names)?;
+            crate::checkpoint::write_synced(&folder.join("why.txt"), format!("{fault}\n").as_bytes())?;
+        }
+        if !report.with_samples {
+            return Ok(());
+        }
+        let folder = made(self.run.samples().join(format!("step-{:05}", report.step)))?;
+        for (name, map) in report.maps() {
+            save_png(&folder.join(format!("map-{name}.png")), &map)?;
+        }
+        let shown = &report.groups[..self.n_groups.min(report.groups.len())];
+        write_groups(&folder, shown, report.advantages, report.reward_names)?;
+        Ok(())
+    }
+
+    fn held_out(&mut self, report: &HeldOutReport<'_, P>) -> Result<(), BoxError> {
+        let folder = made(self.run.samples().join(format!("held_out-{:05}", report.step)))?;
+        write_groups(&folder, report.groups, &[], report.reward_names)?;
+        Ok(())
+    }
+}
+
+fn made(folder: PathBuf) -> Result<PathBuf> {
+    fs::create_dir_all(&folder).map_err(|error| Error::file(&folder, error))?;
+    Ok(folder)
+}
+
+fn write_groups<P: Policy>(
+    folder: &Path,
+    groups: &[Group<P>],
+    advantages: &[Vec<f32>],
+    names: &[String],
+) -> Result<()> {
+    if let Some(picture) = panel(groups, advantages, names) {
+        save_png(&folder.join("panel.png"), &picture)?;
+    }
+    let mut lines = String::new();
+    for (row, group) in groups.iter().enumerate() {
+        for (draw, completion) in group.completions.iter().enumerate() {
+            let mut line = json!({"prompt_idx": group.prompt_idx, "prompt": group.prompt.text, "draw": draw});
+            if let Some(picture) = completion.sample.picture() {
+                let file = format!("{:05}-{draw:02}.png", group.prompt_idx);
+                save_png(&folder.join(&file), picture)?;
+                line["image"] = json!(file);
+            }
+            if let Some(text) = completion.sample.text() {
+                line["text"] = json!(text);
+            }
+            line["advantage"] = json!(advantages.get(row).and_then(|row| row.get(draw)));
+            if let Some(scores) = group.scores.get(draw) {
+                line["reward"] = json!(scores.total);
+                let by_name: Map<String, Value> =
+                    names.iter().zip(&scores.values).map(|(name, score)| (name.clone(), json!(score))).collect();
+                line["rewards"] = Value::Object(by_name);
+            }
+            line["log_probs"] = json!(completion.log_probs);
+            line["trace"] = serde_json::to_value(&completion.trace).unwrap_or(Value::Null);
+            lines.push_str(&format!("{line}\n"));
+        }
+    }
+    crate::checkpoint::write_synced(&folder.join("samples.jsonl"), lines.as_bytes())
+}
+
+fn save_png(path: &Path, picture: &image::RgbImage) -> Result<()> {
+    picture.save(path).map_err(|error| Error::file(path, error))
+}
