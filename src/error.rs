@@ -39,6 +39,14 @@ pub enum Error {
     /// The policy cannot be trained as it stands; found before the first step.
     #[error("self-check before training: {0}")]
     SelfCheck(String),
+    /// An implementation of one of the traits does what it must not; found by the testing kit.
+    #[error("{what} breaks its contract: {message}")]
+    Contract {
+        /// The policy or the reward.
+        what: String,
+        /// What it did, and where.
+        message: String,
+    },
     /// A loss or a gradient that is not finite; nothing was updated.
     #[error("{0}")]
     NotFinite(String),

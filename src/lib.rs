@@ -29,7 +29,7 @@
 //! | [`advantages`], [`loss`], [`Objective`] | pure functions and their settings, paper and equation in the head |
 //! | [`Trainer`], [`AdamW`], [`Checkpoint`] | the loop, the optimiser, exact resume |
 //! | [`observe`], [`tensorboard`], [`panel`](fn@panel), [`chart`] | where numbers and pictures go |
-//! | [`testing`] | a toy policy whose every probability is known |
+//! | [`testing`] | a toy policy whose every probability is known; `check_policy` and `check_reward` for your own |
 
 #![forbid(unsafe_code)]
 

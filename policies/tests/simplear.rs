@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
+use grpo::testing::check_policy;
 use grpo::{
-    Completion, Gradients, GroupSampler, GroupSize, Policy, Prompt, Request, RewardSet, RolloutConfig, Scoring, Seed,
-    TrainConfig, Trainer, reward_fn,
+    Completion, Gradients, GroupSampler, GroupSize, LossGradient, Policy, Prompt, ReferenceSync, Request, RewardSet,
+    RolloutConfig, Scoring, Seed, TrainConfig, Trainer, reward_fn,
 };
 use grpo_policies::cosmos::{Cosmos, CosmosConfig};
 use grpo_policies::decoder::{Decoder, DecoderConfig};
@@ -66,13 +67,19 @@ fn difference(law: Law) -> f32 {
 }
 
 #[test]
-fn replayed_log_probs_equal_sampled_ones_under_every_exact_law() {
-    for temperature in [0.5, 1.0, 2.0] {
-        let got = difference(Law { temperature, ..Law::default() });
-        assert!(got < 1e-4, "temperature {temperature}: {got}");
+fn the_policy_holds_to_its_contract_under_every_law() {
+    let prompts = ["a photo of a red star", "star", "a blue star"].map(Prompt::new);
+    let exact = [0.5, 1.0, 2.0].map(|temperature| Law { temperature, ..Law::default() });
+    let prefixed = Law { prefix: "a photo of ".into(), ..Law::default() };
+    for law in exact.into_iter().chain([prefixed]) {
+        let report = check_policy(&small(&[5, 5]).with_law(law.clone()).unwrap(), &prompts).unwrap();
+        assert!(report.replay_difference < Some(1e-4), "{law:?}: {report:?}");
     }
-    let got = difference(Law { prefix: "a photo of ".into(), ..Law::default() });
-    assert!(got < 1e-4, "prefix: {got}");
+    for shaped in [Law { guidance: 2.0, ..Law::default() }, Law { top_k: Some(3), ..Law::default() }] {
+        let law = Law { scored_as: ScoredAs::Conditional, ..shaped };
+        let report = check_policy(&small(&[5, 5]).with_law(law).unwrap(), &prompts).unwrap();
+        assert_eq!(report.replay_difference, None);
+    }
 }
 
 #[test]
@@ -116,13 +123,52 @@ fn every_parameter_gets_a_gradient_and_the_reference_none() {
     let log_probs = policy.log_probs(&[(&prompt, &drawn[0].trace)]).unwrap();
     let mut gradients = Gradients::new();
     let weights = Tensor::arange(0f32, 12.0, &Device::Cpu).unwrap().reshape((1, 12)).unwrap();
-    policy.backward(&log_probs, &weights, &mut gradients).unwrap();
+    policy.backward(&log_probs, &LossGradient::new(weights), &mut gradients).unwrap();
     for (name, _) in policy.params().iter() {
         let gradient = gradients.get(name).unwrap_or_else(|| panic!("{name} has no gradient"));
         let size = gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(size > 0.0 && size.is_finite(), "{name}: {size}");
     }
     assert!(policy.frozen().unwrap().params().is_empty());
+}
+
+/// The bonus raises the entropy, and a reference that is moved half-way each step stays close by.
+#[test]
+fn an_entropy_bonus_and_a_moving_reference_reach_every_weight() {
+    let policy = small(&[5, 5]);
+    let start = policy.copy().unwrap();
+    let reference = policy.copy().unwrap();
+    let flat = reward_fn("flat", |_: &Prompt, _: &RgbImage| Ok(0.0));
+    let rollout = GroupSampler::new(RewardSet::new().with(flat, 1.0).unwrap(), GroupSize::new(2).unwrap(), 8);
+    let mut config = TrainConfig { n_steps: 2, ..TrainConfig::default() };
+    (config.rollout.prompts_per_step, config.rollout.group_size) = (2, GroupSize::new(2).unwrap());
+    config.optim.lr = 1e-2;
+    config.objective.entropy_weight = 1.0;
+    config.objective.reference_sync = Some(ReferenceSync { every: 2, share: 1.0 });
+    let prompts = vec![Prompt::new("a red star"), Prompt::new("star")];
+    let frozen = policy.frozen().unwrap();
+    let refused = Trainer::new(config, policy.copy().unwrap(), Some(frozen), Box::new(rollout), prompts.clone());
+    assert!(refused.err().unwrap().to_string().contains("give a trainable copy"));
+
+    let flat = reward_fn("flat", |_: &Prompt, _: &RgbImage| Ok(0.0));
+    let rollout = GroupSampler::new(RewardSet::new().with(flat, 1.0).unwrap(), GroupSize::new(2).unwrap(), 8);
+    let moved = reference.params();
+    let mut trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts.clone()).unwrap();
+    let entropy = |policy: &SimpleAr| {
+        let drawn = draw(policy, &[&prompts[0]]);
+        let log_probs = policy.log_probs(&[(&prompts[0], &drawn[0].trace)]).unwrap();
+        log_probs.entropy().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap()
+    };
+    let before = entropy(&start);
+    trainer.run().unwrap();
+    let after = entropy(trainer.policy());
+    assert!(after > before, "{after} is not above {before}");
+    let values = |var: &candle_core::Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (name, var) in trainer.policy().params().iter() {
+        assert_eq!(values(var), values(moved.get(name).unwrap()), "{name} of the reference");
+    }
+    let changed = start.params().iter().filter(|(name, var)| values(var) != values(moved.get(name).unwrap())).count();
+    assert!(changed > 0, "a copy does not follow the policy");
 }
 
 #[test]

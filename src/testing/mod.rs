@@ -1,4 +1,8 @@
-//! A toy policy whose every probability can be computed by hand.
+//! For your own tests: a toy policy whose every probability can be computed by hand, and checks of what you implement.
+
+mod check;
+
+pub use check::{PolicyReport, check_policy, check_reward};
 
 use candle_core::{D, Device, IndexOp, Tensor, Var};
 
