@@ -8,8 +8,8 @@
 //! | `bnpo` | `clip` | `token_mean` | Xiao et al., 2025, arXiv 2506.02864, as TRL reads it |
 //! | `dr_grpo` | `clip` | `fixed_length` | Liu et al., 2025, arXiv 2503.20783 |
 //! | `dapo` | `clip` | `token_mean` | Yu et al., 2025, arXiv 2503.14476, eq. 8 |
-//! | `cispo` | `cispo` | `token_mean` | MiniMax, 2025, arXiv 2506.13585, eq. 4 |
-//! | `sapo` | `sapo` | `sequence_mean` | Gao et al., 2025, arXiv 2511.20347, eq. 6 |
+//! | `cispo` | `cispo` | `token_mean` | MiniMax, 2025, arXiv 2506.13585 |
+//! | `sapo` | `sapo` | `sequence_mean` | Gao et al., 2025, arXiv 2511.20347 |
 //!
 //! `bnpo` and `dapo` differ in TRL by the tokens that are counted: of the micro-batch, or of all of them. Here every
 //! normaliser is that of the whole batch, however it is split, and the two are one.
