@@ -26,8 +26,11 @@ pub(crate) fn reward_metrics<P: Policy>(groups: &[Group<P>], names: &[String]) -
     ]);
     for (column, name) in names.iter().enumerate() {
         let scores: Vec<f32> = groups.iter().flat_map(|group| group.scores_of(column)).collect();
-        metrics.insert(format!("rewards/{name}/mean"), mean(&scores));
-        metrics.insert(format!("rewards/{name}/std"), std_dev(&scores));
+        // A reward that applies to no prompt of the step has no mean, which is not a mean of 0.
+        if !scores.is_empty() {
+            metrics.insert(format!("rewards/{name}/mean"), mean(&scores));
+            metrics.insert(format!("rewards/{name}/std"), std_dev(&scores));
+        }
         for (other, other_name) in names.iter().enumerate().skip(column + 1) {
             let correlation = correlation(groups, column, other);
             metrics.extend(correlation.map(|r| (format!("rewards/correlation/{name}_{other_name}"), r)));
@@ -126,4 +129,63 @@ pub(crate) fn memory_peak_gb() -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024.0 / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::testing::ToyPolicy;
+    use crate::{Completion, Prompt};
+
+    /// The values that TRL logged for the rewards of `tests/golden/trl.py`.
+    #[test]
+    fn reward_metrics_are_trls() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/trl.safetensors");
+        let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let case_of = |name: &str, case: usize| -> Vec<f64> {
+            let row = golden[name].narrow(0, case, 1).unwrap().flatten_all().unwrap();
+            row.to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+        };
+        let names = ["r0", "r1", "r2"].map(String::from);
+        for case in 0..golden["in/rewards"].dim(0).unwrap() {
+            let weights = case_of("in/weights", case);
+            let groups =
+                case_of("in/rewards", case).chunks(4 * 3).map(|rows| group(rows, &weights)).collect::<Vec<_>>();
+            let metrics = reward_metrics(&groups, &names);
+            let near = |name: &str, expected: f64| match metrics.get(name) {
+                Some(got) => assert!((got - expected).abs() < 1e-6, "case {case}: {name} is {got}, not {expected}"),
+                None => assert!(expected.is_nan(), "case {case}: {name} is missing"),
+            };
+            for name in ["reward", "reward_std", "frac_reward_zero_std"] {
+                near(name, case_of(&format!("metric/group/{name}"), case)[0]);
+            }
+            for (column, name) in names.iter().enumerate() {
+                near(&format!("rewards/{name}/mean"), case_of("metric/group/rewards_mean", case)[column]);
+                near(&format!("rewards/{name}/std"), case_of("metric/group/rewards_std", case)[column]);
+            }
+        }
+    }
+
+    fn group(rows: &[f64], weights: &[f64]) -> Group<ToyPolicy> {
+        let scores = rows.chunks(weights.len()).map(|row| Scores {
+            values: row.iter().map(|x| (!x.is_nan()).then_some(*x as f32)).collect(),
+            total: row.iter().zip(weights).filter(|(x, _)| !x.is_nan()).map(|(x, w)| x * w).sum::<f64>() as f32,
+        });
+        let scores: Vec<Scores> = scores.collect();
+        let completion = |_: &Scores| Completion { sample: "a".into(), trace: vec![0], log_probs: vec![-1.0] };
+        let completions = scores.iter().map(completion).collect();
+        Group { prompt_idx: 0, prompt: Prompt::new("any"), completions, scores }
+    }
+
+    #[test]
+    fn correlation_is_that_of_differences_inside_groups() {
+        // Inside each group b falls as a rises; between groups both rise together.
+        let low = group(&[0.0, 1.0, 1.0, 0.0], &[1.0, 1.0]);
+        let high = group(&[10.0, 11.0, 11.0, 10.0], &[1.0, 1.0]);
+        let metrics = reward_metrics(&[low, high], &["a".to_string(), "b".to_string()]);
+        assert!((metrics["rewards/correlation/a_b"] + 1.0).abs() < 1e-9);
+        assert_eq!(metrics["diversity"], 0.0, "all samples are one word");
+    }
 }
