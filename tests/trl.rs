@@ -221,8 +221,15 @@ fn with_option(objective: Objective, option: &str) -> Objective {
     }
 }
 
+/// The page that shows these tables has a row of this name.
+fn documented(name: &str) {
+    let page = include_str!("../src/docs/proof.md");
+    assert!(page.contains(&format!("| {name} | {CASES} |")), "{name} is not in src/docs/proof.md");
+}
+
 fn compare(golden: &Golden, name: &str, objective: &Objective) -> Worst {
     objective.check().unwrap();
+    documented(name);
     let mut worst = Worst { metrics: f64::NAN, ..Worst::default() };
     for case in 0..CASES {
         let got = Case::of(golden, case, objective).loss(objective);
@@ -272,6 +279,7 @@ fn advantages_are_trls() {
     let golden = Golden::load();
     println!("| advantages | cases | max difference |\n|---|---|---|");
     for name in ["group", "batch", "none", "gdpo", "rloo"] {
+        documented(name);
         let mut worst = 0.0;
         for case in 0..CASES {
             let got = golden.advantages(case, &scale(name));
@@ -323,6 +331,7 @@ fn every_kl_estimator_is_torchs() {
     for (estimator_name, estimator) in estimators {
         for (kind, level_name) in [("plain", "token"), ("bias_corrected", "token"), ("bias_corrected", "sequence")] {
             let name = format!("kl/{estimator_name}/{kind}/{level_name}");
+            documented(&name);
             let kl = KlConfig { estimator, bias_correction: kind == "bias_corrected", ..KlConfig::default() };
             let base = Objective { kl_weight: 1.0, kl, level: level(level_name), ..Objective::default() };
             let objective = Objective { aggregation: Aggregation::TokenMean, ..base };
