@@ -224,6 +224,20 @@ fn choices_without_weight_learn_nothing() {
     assert!(error.contains("weigh_choices gave weights for prompt `prompt "), "{error}");
 }
 
+/// TR-DPO's soft update: both start at logits of 0, so a quarter of the policy's is what the reference has after one step.
+#[test]
+fn a_moving_reference_takes_its_share_of_the_policy() {
+    let objective = Objective { reference_sync: Some(ReferenceSync { every: 1, share: 0.25 }), ..Objective::default() };
+    let policy = ToyPolicy::new(5, 3).unwrap();
+    let reference = policy.copy().unwrap();
+    let moved = reference.params();
+    let mut trainer = trainer_of(config(1, objective), policy, Some(reference), one(letter_a()));
+    trainer.run().unwrap();
+    let expected: Vec<f32> = weights(&trainer.policy().params()).iter().map(|weight| 0.25 * weight).collect();
+    assert_eq!(weights(&moved), expected);
+    assert!(expected.iter().any(|weight| *weight != 0.0));
+}
+
 #[test]
 fn a_moving_reference_is_resumed_to_the_bit() {
     let root = tempfile::tempdir().unwrap();
