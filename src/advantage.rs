@@ -6,8 +6,9 @@
 //! Several rewards are summed first, or normalised first ([`Combine`]; GDPO, Liu et al., 2026, arXiv 2601.05242).
 //! [`Baseline::LeaveOneOut`] is RLOO's (Ahmadian et al., 2024, arXiv 2402.14740).
 //!
-//! Deviations from TRL: a setting that would have no say (a scale under GDPO) is refused and not ignored; a group of
-//! equal rewards has advantages of exactly 0 and not of a rounding error over `eps`.
+//! Deviations from TRL:
+//! 1. A setting that would have no say (a scale under GDPO) is refused and not ignored.
+//! 2. A group whose rewards are all equal has advantages of exactly 0 and not of a rounding error.
 
 use serde::{Deserialize, Serialize};
 
@@ -152,7 +153,11 @@ pub fn combined_advantages(groups: &[Vec<Scores>], weights: &[f32], config: &Adv
             let all = sums.concat();
             let (centre, divisor) = (mean_of(&all), std_dev_of(&all) + config.eps);
             let advantage = |sum: &f64| if is_flat(&all) { 0.0 } else { clipped((sum - centre) / divisor, config) };
-            Ok(sums.iter().map(|sums| sums.iter().map(advantage).collect()).collect())
+            let of_group = |sums: &Vec<f64>| match sums.iter().all(|sum| *sum == 0.0) {
+                true => vec![0.0; sums.len()],
+                false => sums.iter().map(advantage).collect(),
+            };
+            Ok(sums.iter().map(of_group).collect())
         }
     }
 }
@@ -162,7 +167,7 @@ pub fn combined_advantages(groups: &[Vec<Scores>], weights: &[f32], config: &Adv
 /// With `A = Σ_k c_k`, where `c_k` is what reward k contributes to an advantage before it is clipped, the share is
 /// `cov(c_k, A) / var(A)` over the samples of the step. A reward that works against the sum has a negative one.
 /// `None` where all advantages are 0.
-pub fn advantage_shares(groups: &[Vec<Scores>], weights: &[f32], config: &AdvantageConfig) -> Option<Vec<f64>> {
+pub(crate) fn advantage_shares(groups: &[Vec<Scores>], weights: &[f32], config: &AdvantageConfig) -> Option<Vec<f64>> {
     let parts = match config.combine {
         Combine::SumThenNormalise => centred_parts(groups, weights, config),
         Combine::NormaliseThenSum => normalised_parts(groups, weights, config),

@@ -108,6 +108,7 @@ impl<'a, P: Policy> Batch<'a, P> {
         let sampled = padded(rows.iter().map(|row| row.sampled), shape)?;
         let old = padded(self.scored.old[part.clone()].iter().map(Vec::as_slice), shape)?;
         let mask = table(log_probs.mask())?;
+        check_mask(rows, &mask)?;
         let of_reference = |rows: &Vec<Vec<f32>>| padded(rows[part.clone()].iter().map(Vec::as_slice), shape);
         let correction = objective
             .correction
@@ -128,7 +129,7 @@ impl<'a, P: Policy> Batch<'a, P> {
 
 impl<P: Policy> Update<'_, P> {
     /// Log-probs of every row's choices under `policy`, without a gradient, `[rows][T]`.
-    fn score(&self, policy: &P, rows: &[Row<'_, P>]) -> Result<Vec<Vec<f32>>> {
+    pub(crate) fn score(&self, policy: &P, rows: &[Row<'_, P>]) -> Result<Vec<Vec<f32>>> {
         let mut scored = Vec::with_capacity(rows.len());
         for log_probs in self.replay(policy, rows)? {
             scored.extend(log_probs.rows()?);
@@ -179,6 +180,21 @@ pub(crate) fn choice_advantages<P: Policy>(
         rows.extend(weights.into_iter().zip(advantages).map(weigh));
     }
     Ok(rows)
+}
+
+/// Normalisers count the choices that were sampled: the mask must be 1 on each of them and 0 behind.
+fn check_mask<P: Policy>(rows: &[Row<'_, P>], mask: &Array2<f32>) -> Result<()> {
+    for (row, mask) in rows.iter().zip(mask.rows()) {
+        let n = row.sampled.len();
+        if let Some(at) = (0..mask.len()).find(|&at| (mask[at] != 0.0) != (at < n)) {
+            let message = format!(
+                "the mask of a sample of {n} choices is {} at place {at}; mask all of them and no more",
+                mask[at]
+            );
+            return Err(Error::Contract { what: "policy".into(), message });
+        }
+    }
+    Ok(())
 }
 
 /// A `[B, T]` tensor as a table on the host.

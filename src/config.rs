@@ -113,6 +113,7 @@ impl TrainConfig {
                 max_resamples: self.rollout.max_resamples,
                 ..RolloutConfig::default()
             },
+            max_skips_in_row: Self::default().max_skips_in_row,
             ..*self
         }
     }

@@ -16,6 +16,8 @@ use crate::{Group, GroupSampler, IndexedPrompt, Policy, Prompt, Result, Rollout,
 #[serde(deny_unknown_fields)]
 pub(crate) struct PromptMeans {
     prompts: Vec<String>,
+    /// Samples of each prompt.
+    group_size: usize,
     /// By reward; `None` for a prompt that the reward does not apply to.
     rewards: BTreeMap<String, Vec<Option<f32>>>,
 }
@@ -67,14 +69,15 @@ impl PromptMeans {
         };
         Self {
             prompts: groups.iter().map(|group| group.prompt.text.clone()).collect(),
+            group_size: groups.first().map_or(0, |group| group.completions.len()),
             rewards: names.iter().enumerate().map(|(column, name)| (name.clone(), of_reward(column))).collect(),
         }
     }
 
-    /// Means over prompts, and their rises since `start` where that is of the same prompts.
+    /// Means over prompts, and their rises since `start` where that is of the same prompts and draws.
     pub(crate) fn metrics(&self, start: Option<&Self>) -> Metrics {
         let mut metrics = Metrics::new();
-        let start = start.filter(|start| start.prompts == self.prompts);
+        let start = start.filter(|start| (&start.prompts, start.group_size) == (&self.prompts, self.group_size));
         for (name, now) in &self.rewards {
             metrics.extend(self.estimate(now, &format!("held_out/{name}/mean"), &format!("held_out/{name}/sem")));
             let Some(start) = start.and_then(|start| start.rewards.get(name)) else { continue };
@@ -146,7 +149,7 @@ mod tests {
 
     fn means(prompts: &[&str], values: &[Option<f32>]) -> PromptMeans {
         let rewards = BTreeMap::from([("r".to_string(), values.to_vec())]);
-        PromptMeans { prompts: prompts.iter().map(ToString::to_string).collect(), rewards }
+        PromptMeans { prompts: prompts.iter().map(ToString::to_string).collect(), group_size: 4, rewards }
     }
 
     fn near(metrics: &Metrics, name: &str, expected: f64) {

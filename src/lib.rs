@@ -26,7 +26,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`Prompt`], [`Policy`], [`Reward`], [`Rollout`] | the vocabulary: one trait or noun a file |
-//! | [`advantages`], [`loss`], [`Objective`] | pure functions and their settings, paper and equation in the head |
+//! | [`advantages`], [`loss`], [`objective`] | pure functions and their settings, paper and equation in the head |
 //! | [`Trainer`], [`AdamW`], [`Checkpoint`] | the loop, the optimiser, exact resume |
 //! | [`observe`], [`tensorboard`], [`panel`](fn@panel), [`chart`] | where numbers and pictures go |
 //! | [`testing`] | a toy policy whose every probability is known; `check_policy` and `check_reward` for your own |
@@ -43,7 +43,7 @@ mod heat_map;
 mod held_out;
 pub mod loss;
 mod metrics;
-mod objective;
+pub mod objective;
 pub mod observe;
 mod optim;
 mod panel;
@@ -60,14 +60,12 @@ pub mod testing;
 mod trainer;
 mod update;
 
-pub use advantage::{AdvantageConfig, Baseline, Combine, Scale, advantage_shares, advantages, combined_advantages};
+pub use advantage::{AdvantageConfig, Baseline, Combine, Scale, advantages, combined_advantages};
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use config::{LogConfig, RolloutConfig, TrainConfig};
 pub use error::{BoxError, Error, Result};
 pub use held_out::held_out_seed;
-pub use objective::{
-    Aggregation, Beyond, Correction, Estimator, KlConfig, Level, LossType, Objective, Place, ReferenceSync, Surrogate,
-};
+pub use objective::{Aggregation, Objective, Surrogate};
 pub use observe::Observer;
 pub use optim::{AdamW, OptimConfig, Schedule};
 pub use panel::{before_after, panel};

@@ -97,7 +97,6 @@ impl Judged {
             weights.push(weight);
             for (scores, kl) in scores.iter_mut().flatten().zip(kl) {
                 scores.values.push(Some(*kl));
-                scores.total += weight * kl;
             }
         }
         Self { names, weights, scores, kl, objective: *objective }

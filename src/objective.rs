@@ -16,7 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::advantage::AdvantageConfig;
+use crate::advantage::{AdvantageConfig, Combine};
 use crate::{Error, Result};
 
 /// The losses that TRL names, for those who look for one of them.
@@ -256,6 +256,7 @@ impl Objective {
         not_negative("entropy_weight", self.entropy_weight)?;
         self.advantage.check()?;
         self.check_surrogate()?;
+        self.check_kl()?;
         if !(self.top_entropy_share > 0.0 && self.top_entropy_share <= 1.0) {
             let share = self.top_entropy_share;
             return Err(Error::config(format!("top_entropy_share is {share}; give a share above 0 and at most 1")));
@@ -303,6 +304,22 @@ impl Objective {
                 1.0 + self.clip_high
             ))),
             _ => Ok(()),
+        }
+    }
+
+    fn check_kl(&self) -> Result<()> {
+        if self.kl.place == Place::Loss {
+            return Ok(());
+        }
+        if self.kl.bias_correction {
+            return Err(Error::config("kl.bias_correction has no say where kl.place is \"reward\"; leave it out"));
+        }
+        match self.advantage.combine {
+            Combine::SumThenNormalise => Ok(()),
+            Combine::NormaliseThenSum => Err(Error::config(
+                "kl.place is \"reward\" and advantage.combine is \"normalise_then_sum\", which would scale the KL to a deviation \
+                 of 1, whatever kl_weight says; put the KL in the loss",
+            )),
         }
     }
 

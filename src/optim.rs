@@ -140,6 +140,11 @@ impl AdamW {
         &self.config
     }
 
+    /// Updates taken.
+    pub fn n_updates(&self) -> usize {
+        self.n_updates
+    }
+
     /// The parameters it moves.
     pub fn params(&self) -> &Params {
         &self.params

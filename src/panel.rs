@@ -125,38 +125,42 @@ pub(crate) fn write(canvas: &mut RgbImage, left: u32, top: u32, text: &str, colo
     }
 }
 
-/// The held-out samples of a run before training and now, side by side, for `n_prompts` prompts spread over the set.
+/// The held-out samples of a run at its first evaluation and after `step` steps (at its last one where none is named),
+/// side by side, for `n_prompts` prompts spread over the set.
 ///
 /// Read from the run's `samples/`, so that a resumed run has its picture too; an error where there are none.
-pub fn before_after(run: &RunFolder, n_prompts: usize) -> Result<RgbImage> {
+pub fn before_after(run: &RunFolder, n_prompts: usize, step: Option<usize>) -> Result<RgbImage> {
     let folder = run.samples();
     let entries = fs::read_dir(&folder).map_err(|error| Error::file(&folder, error))?;
-    let held_out = |entry: fs::DirEntry| {
-        let path = entry.path();
-        let name = path.file_name()?.to_str()?.to_string();
-        name.strip_prefix("held_out-").map(|_| path.clone())
-    };
-    let mut steps: Vec<PathBuf> = entries.filter_map(|entry| entry.ok()).filter_map(held_out).collect();
-    steps.sort();
-    let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
+    let steps =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("held_out-")?.parse::<usize>().ok());
+    let steps: Vec<usize> = steps.filter(|at| step.is_none_or(|step| *at <= step)).collect();
+    let (first, last) = (steps.iter().min(), steps.iter().max());
+    let (Some(first), Some(last)) = (first, last.filter(|last| step.is_none_or(|step| **last == step))) else {
         return Err(Error::file(&folder, "there are no held-out samples; give the trainer prompts with hold_out"));
     };
-    let (before, after) = (saved(first)?, saved(last)?);
-    let rows: Vec<(&String, &Vec<Saved>, &Vec<Saved>)> = before
-        .iter()
-        .filter_map(|(prompt, before)| {
-            after.iter().find(|(other, _)| other == prompt).map(|(_, after)| (prompt, before, after))
-        })
-        .collect();
-    let step = rows.len().div_ceil(n_prompts.max(1)).max(1);
+    if first == last {
+        return Err(Error::file(
+            &folder,
+            "there is one evaluation of the held-out prompts, and nothing to compare it with",
+        ));
+    }
+    let [before, after] = [first, last].map(|step| folder.join(format!("held_out-{step:05}")));
+    let (before, after) = (saved(&before)?, saved(&after)?);
+    let every = before.len().div_ceil(n_prompts.max(1)).max(1);
+    let mut rows = Vec::new();
+    for (prompt, before) in before.iter().step_by(every) {
+        let Some((_, after)) = after.iter().find(|(other, _)| other == prompt) else { continue };
+        let pictures: Vec<RgbImage> = before.iter().chain(after).map(Saved::open).collect::<Result<_>>()?;
+        let captions = before.iter().chain(after).map(|sample| sample.caption.clone());
+        rows.push((prompt, pictures, captions.collect::<Vec<_>>()));
+    }
     let drawn: Vec<(String, Vec<Cell<'_>>)> = rows
-        .into_iter()
-        .step_by(step)
-        .map(|(prompt, before, after)| {
-            let samples = before.iter().chain(after);
-            let cells = samples.map(|sample| Cell {
-                picture: &sample.picture,
-                caption: sample.caption.iter().map(|line| (line.clone(), INK)).collect(),
+        .iter()
+        .map(|(prompt, pictures, captions)| {
+            let cells = pictures.iter().zip(captions).map(|(picture, caption)| Cell {
+                picture,
+                caption: caption.iter().map(|line| (line.clone(), INK)).collect(),
             });
             (format!("{prompt}   (left: before, right: after)"), cells.collect())
         })
@@ -164,10 +168,16 @@ pub fn before_after(run: &RunFolder, n_prompts: usize) -> Result<RgbImage> {
     Ok(draw(&drawn))
 }
 
-/// A sample read back from a run's folder.
+/// A sample in a run's folder.
 struct Saved {
-    picture: RgbImage,
+    path: PathBuf,
     caption: Vec<String>,
+}
+
+impl Saved {
+    fn open(&self) -> Result<RgbImage> {
+        Ok(image::open(&self.path).map_err(|error| Error::file(&self.path, error))?.to_rgb8())
+    }
 }
 
 /// The samples of one folder by prompt, in the order of the file.
@@ -178,11 +188,10 @@ fn saved(folder: &Path) -> Result<Vec<(String, Vec<Saved>)>> {
     for line in text.lines() {
         let line: Value = serde_json::from_str(line).map_err(|error| Error::file(&path, error))?;
         let (Some(prompt), Some(file)) = (line["prompt"].as_str(), line["image"].as_str()) else { continue };
-        let picture = image::open(folder.join(file)).map_err(|error| Error::file(folder.join(file), error))?.to_rgb8();
         let scores = line["rewards"].as_object().into_iter().flatten();
         let caption: Vec<String> =
             scores.filter_map(|(name, score)| score.as_f64().map(|score| format!("{name} {score:.2}"))).collect();
-        let sample = Saved { picture, caption };
+        let sample = Saved { path: folder.join(file), caption };
         match prompts.last_mut().filter(|(last, _)| last == prompt) {
             Some((_, samples)) => samples.push(sample),
             None => prompts.push((prompt.into(), vec![sample])),

@@ -7,7 +7,8 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender};
 use serde::{Deserialize, Serialize};
 
-use crate::{Completion, Error, Policy, Prompt, Request, Result, RewardSet, Scores, Seed};
+use crate::advantage::is_flat;
+use crate::{Combine, Completion, Error, Policy, Prompt, Request, Result, RewardSet, Scores, Seed};
 
 /// How many samples share a prompt: at least 2, checked while parsing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +72,15 @@ impl<P: Policy> Group<P> {
     /// One reward's scores, `[G]`; those of samples it does not apply to are left out.
     pub fn scores_of(&self, reward: usize) -> Vec<f32> {
         self.scores.iter().filter_map(|scores| scores.values.get(reward).copied().flatten()).collect()
+    }
+
+    /// Whether all advantages of the group are 0: the sums are equal or, where rewards are normalised one by one, each is.
+    pub(crate) fn teaches_nothing(&self, combine: Combine) -> bool {
+        let n_rewards = self.scores.first().map_or(0, |scores| scores.values.len());
+        match combine {
+            Combine::SumThenNormalise => is_flat(&self.rewards()),
+            Combine::NormaliseThenSum => (0..n_rewards).all(|reward| is_flat(&self.scores_of(reward))),
+        }
     }
 
     /// Indices of the samples, best reward first; equal rewards keep the order of their draws.

@@ -79,7 +79,7 @@ impl RunFolder {
         let svg = chart::chart(&chart::curves(self)?, metrics);
         fs::write(&curves, svg).map_err(|error| Error::file(&curves, error))?;
         let mut drawn = vec![curves];
-        if let Ok(picture) = before_after(self, 6) {
+        if let Ok(picture) = before_after(self, 6, None) {
             let path = self.path.join("before_after.png");
             picture.save(&path).map_err(|error| Error::file(&path, error))?;
             drawn.push(path);

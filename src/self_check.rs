@@ -35,7 +35,8 @@ pub(crate) fn reference<P: Policy>(objective: &Objective, policy: &P, reference:
 ///
 /// 1. Every trainable tensor gets a gradient from the log-probs (some fused operations cut it without an error).
 /// 2. Where the policy claims exact scoring, the ratio of the first samples is 1.
-/// 3. Where the objective has an entropy bonus, the entropy has a gradient.
+/// 3. Where the objective needs the entropy it is there and finite, and where it has a bonus it has a gradient.
+/// 4. A correction of the sampler's law is not asked of a policy whose sampler and scorer are one.
 pub(crate) fn before_training<P: Policy>(
     policy: &P,
     prompts: &[&Prompt],
@@ -48,9 +49,14 @@ pub(crate) fn before_training<P: Policy>(
     let log_probs = replay(policy, prompts, &completions)?;
     every_parameter_learns(policy, &log_probs, seed)?;
     if objective.needs_entropy() {
-        entropy_has_a_gradient(policy, &log_probs)?;
+        check_entropy(policy, &log_probs, objective)?;
     }
-    Ok(())
+    match objective.correction {
+        Some(_) if policy.scoring() == Scoring::Exact => Err(Error::config(
+            "objective.correction weighs the scorer's law over the sampler's, which this policy says are one; leave it out",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The log-probs of completions, equal to those they were sampled with where the policy claims so.
@@ -95,7 +101,7 @@ pub(crate) fn every_parameter_learns<P: Policy>(policy: &P, log_probs: &LogProbs
     )))
 }
 
-fn entropy_has_a_gradient<P: Policy>(policy: &P, log_probs: &LogProbs) -> Result<()> {
+fn check_entropy<P: Policy>(policy: &P, log_probs: &LogProbs, objective: &Objective) -> Result<()> {
     let Some(entropy) = log_probs.entropy() else {
         return Err(Error::SelfCheck(
             "entropy_weight or top_entropy_share needs the entropy of each choice, which the policy does not give; add it \
@@ -103,13 +109,24 @@ fn entropy_has_a_gradient<P: Policy>(policy: &P, log_probs: &LogProbs) -> Result
                 .into(),
         ));
     };
+    let values = (entropy.detach() * log_probs.mask())?.flatten_all()?.to_vec1::<f32>()?;
+    if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+        return Err(Error::SelfCheck(format!(
+            "the entropy of a choice is {value}; where p is 0, p·log p is 0 and not NaN"
+        )));
+    }
+    if objective.entropy_weight == 0.0 {
+        return Ok(());
+    }
     // Growing weights: those that are equal would cancel at a law that is uniform.
     let n = entropy.elem_count();
     let weights: Vec<f32> = (0..n).map(|at| (at + 1) as f32 / n as f32).collect();
     let weights = Tensor::from_vec(weights, entropy.dims(), entropy.device())?;
     let gradient = LossGradient::new(log_probs.values().zeros_like()?.detach()).with_entropy(weights);
     let gradients = backward(policy, log_probs, &gradient)?;
-    match policy.params().iter().any(|(name, _)| gradients.get(name).is_some()) {
+    // A tensor of zeros may stand where nothing came through. At a law that is uniform by symmetry the gradient is 0 as
+    // well, so only a policy whose entropy has no graph at all is refused.
+    match entropy.track_op() || gradients.norm()? > 0.0 {
         true => Ok(()),
         false => Err(Error::SelfCheck("no parameter gets a gradient from the entropy; give it with its graph".into())),
     }

@@ -1,14 +1,14 @@
 //! The loop: GRPO's Algorithm 1 (Shao et al., 2024, arXiv 2402.03300) on one screen, [`Trainer::step`].
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
-use crate::advantage::is_flat;
 use crate::batch::{Batch, ChoiceWeights, ScoredRows, choice_advantages};
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::held_out::{Evaluation, HeldOut};
 use crate::metrics::{Judged, memory_peak_gb, reward_metrics};
 use crate::observe::{
-    Console, HeldOutReport, JsonLines, Metrics, Observer, PositionMaps, SampleFiles, StepReport, TensorBoard,
+    Console, Fault, HeldOutReport, JsonLines, Metrics, Observer, PositionMaps, SampleFiles, StepReport, TensorBoard,
 };
 use crate::progress::{Progress, State};
 use crate::update::Update;
@@ -31,6 +31,8 @@ pub struct Trainer<P: Policy> {
     checkpoints: Option<Checkpoints>,
     progress: Progress,
     n_done: usize,
+    /// Updates that the optimiser had taken when the last whole step was done.
+    updates_when_whole: usize,
     /// Seconds that the observers took after the step before.
     record_s: f64,
     /// Seconds that the checks before training took, until they are logged.
@@ -69,6 +71,7 @@ impl<P: Policy> Trainer<P> {
             checkpoints: None,
             progress: Progress::default(),
             n_done: 0,
+            updates_when_whole: 0,
             record_s: 0.0,
             self_check_s: None,
         })
@@ -102,7 +105,8 @@ impl<P: Policy> Trainer<P> {
 
     /// Records the run in its folder: curves, panels, samples and checkpoints.
     ///
-    /// A folder with a checkpoint of this run is gone on with: steps, data order, optimiser and logs.
+    /// A folder with a checkpoint of this run is gone on with: steps, data order, optimiser and logs. Call it after
+    /// [`Trainer::hold_out`], whose rewards have charts of their own.
     pub fn record_in(mut self, run: &RunFolder, config_toml: &str) -> Result<Self> {
         let log = self.config.log;
         let checkpoints = run.checkpoints(log.keep_checkpoints);
@@ -136,6 +140,7 @@ impl<P: Policy> Trainer<P> {
             checkpoint.restore_reference(&reference.params())?;
         }
         self.n_done = checkpoint.step;
+        self.updates_when_whole = self.optimizer.n_updates();
         // A run that broke in its first step starts again, held-out prompts included.
         if self.n_done > 0 {
             self.progress = theirs.progress;
@@ -144,10 +149,12 @@ impl<P: Policy> Trainer<P> {
     }
 
     fn state(&self) -> Result<State> {
-        State::of(&self.config, self.prompts.len(), &self.progress)
+        let rewards = self.rollout.reward_names().into_iter().zip(self.rollout.reward_weights()).collect();
+        State::of(&self.config, rewards, &self.prompts, &self.progress)
     }
 
-    /// Trains to the last step. An error leaves a checkpoint of all steps done before it.
+    /// Trains to the last step. An error leaves a checkpoint of all steps done before it; one in the middle of a step's
+    /// several updates leaves the last that was written before.
     pub fn run(&mut self) -> Result<()> {
         self.self_check_s = Some(timed(|| self.check_policy())?.1);
         let evaluated = self.progress.evaluated_at == Some(self.n_done);
@@ -157,7 +164,10 @@ impl<P: Policy> Trainer<P> {
         }
         while self.n_done < self.config.n_steps {
             let Err(error) = self.step().and_then(|()| self.after_step()) else { continue };
-            self.save_checkpoint()?;
+            // A step that broke between its updates is not whole: the checkpoint before it is the one to go on from.
+            if self.optimizer.n_updates() == self.updates_when_whole {
+                self.save_checkpoint()?;
+            }
             return Err(error);
         }
         self.observers.iter_mut().try_for_each(|observer| observer.finish()).map_err(Error::Observer)
@@ -184,18 +194,31 @@ impl<P: Policy> Trainer<P> {
         let rate = self.config.optim.rate(self.n_done, self.config.n_steps);
         let applied = update.apply(&mut Batch::new(&scored, of_choices, objective), &mut self.optimizer, rate)?;
 
+        // What the weights of this moment make of the batch, for those who look for the fault.
+        let replayed = match &applied.fault {
+            Some(_) => update.score(&self.policy, &scored.rows).unwrap_or_default(),
+            None => Vec::new(),
+        };
+
         let n_choices = scored.n_choices();
         let (described, metrics_s) =
             timed(|| Ok((reward_metrics(&groups, judged.names()), judged.metrics(n_choices))))?;
-        self.progress.count(n_choices, applied.fault.is_some());
+        self.progress.count(n_choices, applied.fault.is_some(), applied.n_taken);
         metrics.extend(described.0.into_iter().chain(described.1).chain(applied.metrics));
         metrics.insert("time/reference_s".into(), reference_s);
-        metrics.insert("time/metrics_s".into(), metrics_s);
+        *metrics.entry("time/metrics_s".into()).or_default() += metrics_s;
         self.measure_work(&mut metrics, &groups, n_choices, clock.elapsed().as_secs_f64());
         self.n_done += 1;
-        let (positions, fault) = (applied.positions, applied.fault);
-        self.tell(&Told { metrics, groups: &groups, advantages: &advantages, positions, fault: fault.as_deref() })?;
-        self.progress.check_diverged(self.config.max_skips_in_row, self.n_done - 1, fault.as_deref())
+        self.sync_reference()?;
+        self.updates_when_whole = self.optimizer.n_updates();
+        let fault = applied.fault.as_deref().map(|why| Fault {
+            why,
+            replayed: &replayed,
+            reference: scored.reference.as_deref(),
+        });
+        let positions = &applied.positions;
+        self.tell(&Told { metrics, groups: &groups, advantages: &advantages, positions, fault })?;
+        self.progress.check_diverged(self.config.max_skips_in_row, self.n_done - 1, applied.fault.as_deref())
     }
 
     fn measure_work(&mut self, metrics: &mut Metrics, groups: &[Group<P>], n_choices: usize, step_s: f64) {
@@ -210,6 +233,8 @@ impl<P: Policy> Trainer<P> {
         ]);
         metrics.extend(self.self_check_s.take().map(|seconds| ("time/self_check_s".to_string(), seconds)));
         metrics.extend(memory_peak_gb().map(|gb| ("memory/peak_gb".to_string(), gb)));
+        // Neither JSON nor a chart has a sign for what is no number: it is left out, and a fault tells of it.
+        metrics.retain(|_, value| value.is_finite());
     }
 
     /// Tells the observers of the step that was just done.
@@ -223,7 +248,7 @@ impl<P: Policy> Trainer<P> {
             advantages: told.advantages,
             reward_names: &self.rollout.reward_names(),
             with_samples: step.is_multiple_of(self.config.log.samples_every) || self.n_done == self.config.n_steps,
-            positions: &told.positions,
+            positions: told.positions,
             grid: self.policy.grid(),
             fault: told.fault,
         };
@@ -239,19 +264,21 @@ impl<P: Policy> Trainer<P> {
         let (n, step) = (self.config.rollout.prompts_per_step, self.n_done);
         let root = Seed::new(self.config.seed);
         let seed = root.named("rollout").fold(step as u64);
+        let combine = self.config.objective.advantage.combine;
         let prompts = batch_of(&self.prompts, n, self.config.seed, step);
+        let mut tried: BTreeSet<usize> = prompts.iter().map(|(idx, _)| *idx).collect();
         let mut groups = self.rollout.collect(&self.policy, &prompts, seed)?;
         let mut phases = self.rollout.phase_times();
         let mut n_resampled = 0;
         for round in 0..self.config.rollout.max_resamples as u64 {
-            let flat: Vec<usize> = (0..groups.len()).filter(|&at| is_flat(&groups[at].rewards())).collect();
-            if flat.is_empty() {
+            let flat: Vec<usize> = (0..groups.len()).filter(|&at| groups[at].teaches_nothing(combine)).collect();
+            let order = root.named("resample").fold(step as u64).fold(round).draws().permutation(self.prompts.len());
+            let further = order.into_iter().filter(|idx| !tried.contains(idx)).take(flat.len());
+            let further: Vec<IndexedPrompt<'_>> = further.map(|idx| (idx, &self.prompts[idx])).collect();
+            if further.is_empty() {
                 break;
             }
-            let order = root.named("resample").fold(step as u64).fold(round).draws().permutation(self.prompts.len());
-            let is_new = |idx: &usize| groups.iter().all(|group| group.prompt_idx != *idx);
-            let further = order.into_iter().filter(is_new).take(flat.len());
-            let further: Vec<IndexedPrompt<'_>> = further.map(|idx| (idx, &self.prompts[idx])).collect();
+            tried.extend(further.iter().map(|(idx, _)| *idx));
             let replacements = self.rollout.collect(&self.policy, &further, seed)?;
             self.rollout
                 .phase_times()
@@ -270,7 +297,6 @@ impl<P: Policy> Trainer<P> {
     }
 
     fn after_step(&mut self) -> Result<()> {
-        self.sync_reference()?;
         if self.is_due(self.config.log.held_out_every) {
             self.evaluate()?;
         }
@@ -352,8 +378,8 @@ struct Told<'a, P: Policy> {
     metrics: Metrics,
     groups: &'a [Group<P>],
     advantages: &'a [Vec<f32>],
-    positions: PositionMaps,
-    fault: Option<&'a str>,
+    positions: &'a PositionMaps,
+    fault: Option<Fault<'a>>,
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {

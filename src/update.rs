@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use crate::batch::{Batch, log_probs, table};
 use crate::loss::{Loss, LossParts, loss};
+use crate::objective::Place;
 use crate::observe::{Metrics, PositionMaps};
 use crate::{AdamW, Error, Gradients, LogProbs, LossGradient, Objective, Policy, Result, Surrogate};
 
@@ -27,6 +28,8 @@ pub(crate) struct Applied {
     pub(crate) positions: PositionMaps,
     /// Why an optimiser step was not taken: a loss or a gradient that is not finite.
     pub(crate) fault: Option<String>,
+    /// Optimiser steps that were taken.
+    pub(crate) n_taken: usize,
 }
 
 /// Sums over the batch that become metrics.
@@ -34,20 +37,11 @@ pub(crate) struct Applied {
 struct Totals {
     loss: f64,
     parts: LossParts,
-    entropy: Option<f64>,
     difference: f64,
     max_difference: f64,
-    correction: Option<Spread>,
     positions: Positions,
-}
-
-/// The least, the mean and the largest of some values.
-#[derive(Clone, Copy)]
-struct Spread {
-    min: f64,
-    sum: f64,
-    max: f64,
-    n: f64,
+    /// Seconds that went into what is only logged.
+    metrics_s: f64,
 }
 
 /// Sums by position.
@@ -64,7 +58,8 @@ impl<P: Policy> Update<'_, P> {
     /// A loss or gradient that is not finite ends the update where it stands: see [`Applied::fault`].
     pub(crate) fn apply(&self, batch: &mut Batch<'_, P>, optimizer: &mut AdamW, rate: f64) -> Result<Applied> {
         let start = Instant::now();
-        let mut applied = Applied { metrics: Metrics::new(), positions: PositionMaps::default(), fault: None };
+        let mut applied =
+            Applied { metrics: Metrics::new(), positions: PositionMaps::default(), fault: None, n_taken: 0 };
         for epoch in 0..self.objective.n_epochs {
             let (norm, totals) = match self.epoch(batch, optimizer, rate) {
                 Ok(done) => done,
@@ -74,6 +69,8 @@ impl<P: Policy> Update<'_, P> {
                 }
                 Err(error) => return Err(error),
             };
+            applied.n_taken += 1;
+            *applied.metrics.entry("time/metrics_s".into()).or_default() += totals.metrics_s;
             if epoch == 0 {
                 // Later epochs have moved: only the first compares sampler and scorer on equal weights.
                 totals.record_sampling(&mut applied.metrics);
@@ -100,13 +97,13 @@ impl<P: Policy> Update<'_, P> {
         let parts = &totals.parts;
         let n_choices = parts.n_choices.max(1.0);
         metrics.insert("loss".into(), totals.loss);
-        if let Some(entropy) = totals.entropy {
+        if let Some(entropy) = parts.entropy {
             metrics.insert("entropy".into(), entropy / n_choices);
         }
         if self.objective.entropy_weight != 0.0 {
             metrics.insert("policy_loss".into(), parts.policy_loss);
         }
-        if self.objective.needs_reference() && self.objective.kl.place == crate::Place::Loss {
+        if self.objective.needs_reference() && self.objective.kl.place == Place::Loss {
             metrics.insert("kl".into(), parts.kl / n_choices);
         }
         let n_ratios = parts.n_ratios.max(1.0);
@@ -116,8 +113,10 @@ impl<P: Policy> Update<'_, P> {
                 metrics.insert("clip_ratio/high_mean".into(), parts.clipped_high / n_ratios);
                 let both = parts.clipped_low + parts.clipped_high;
                 metrics.insert("clip_ratio/region_mean".into(), both / n_ratios);
-                metrics.insert("clip_ratio/low_min".into(), parts.low_min);
-                metrics.insert("clip_ratio/high_max".into(), parts.high_max);
+                if parts.n_ratios > 0.0 {
+                    metrics.insert("clip_ratio/low_min".into(), parts.low_min);
+                    metrics.insert("clip_ratio/high_max".into(), parts.high_max);
+                }
             }
             Surrogate::Cispo { .. } => {
                 metrics.insert("cispo_clip_ratio".into(), parts.clipped_high / n_ratios);
@@ -150,8 +149,7 @@ impl<P: Policy> Update<'_, P> {
         let targets = batch.targets(&log_probs, range, self.objective)?;
         let values = table(log_probs.values())?;
         let entropy = log_probs.entropy().map(table).transpose()?;
-        let used = entropy.as_ref().filter(|_| self.objective.needs_entropy());
-        let loss = loss(values.view(), used.map(|entropy| entropy.view()), &targets, self.objective)?;
+        let loss = loss(values.view(), entropy.as_ref().map(|entropy| entropy.view()), &targets, self.objective)?;
         if !loss.value.is_finite() {
             return Err(Error::NotFinite(format!("the loss is {}", loss.value)));
         }
@@ -159,11 +157,11 @@ impl<P: Policy> Update<'_, P> {
         self.policy
             .backward(&log_probs, &upstream(&loss, &log_probs)?, &mut gradients)
             .map_err(|source| Error::policy("backward", source))?;
+        let clock = Instant::now();
         let mut totals = Totals { loss: loss.value, parts: loss.parts, ..Totals::default() };
         totals.compare(&values, &targets);
-        totals.entropy = entropy.as_ref().map(|entropy| f64::from((entropy * &targets.mask).sum()));
-        totals.correction = targets.correction.as_ref().map(|weights| Spread::of(weights, &targets.mask));
         totals.positions.add(&loss, entropy.as_ref(), &targets);
+        totals.metrics_s = clock.elapsed().as_secs_f64();
         Ok((gradients, totals))
     }
 }
@@ -198,7 +196,8 @@ impl Totals {
         let mean = self.difference / self.parts.n_choices.max(1.0);
         metrics.insert("sampling/sampling_logp_difference/mean".into(), mean);
         metrics.insert("sampling/sampling_logp_difference/max".into(), self.max_difference);
-        if let Some(ratios) = self.correction.filter(|ratios| ratios.n > 0.0) {
+        let ratios = &self.parts.correction;
+        if ratios.n > 0.0 {
             metrics.insert("sampling/importance_sampling_ratio/min".into(), ratios.min);
             metrics.insert("sampling/importance_sampling_ratio/mean".into(), ratios.sum / ratios.n);
             metrics.insert("sampling/importance_sampling_ratio/max".into(), ratios.max);
@@ -208,34 +207,10 @@ impl Totals {
     fn merge(&mut self, part: &Self) {
         self.loss += part.loss;
         self.parts.merge(&part.parts);
-        self.entropy = match (self.entropy, part.entropy) {
-            (Some(sum), Some(part)) => Some(sum + part),
-            (sum, part) => sum.or(part),
-        };
         self.difference += part.difference;
         self.max_difference = self.max_difference.max(part.max_difference);
-        self.correction = match (self.correction, part.correction) {
-            (Some(sum), Some(part)) => Some(sum.merged(part)),
-            (sum, part) => sum.or(part),
-        };
         self.positions.merge(&part.positions);
-    }
-}
-
-impl Spread {
-    fn of(values: &Array2<f32>, mask: &Array2<f32>) -> Self {
-        let nothing = Self { min: f64::INFINITY, sum: 0.0, max: f64::NEG_INFINITY, n: 0.0 };
-        let counted = values.iter().zip(mask).filter(|(_, mask)| **mask > 0.0).map(|(value, _)| f64::from(*value));
-        counted.fold(nothing, |spread, x| spread.merged(Self { min: x, sum: x, max: x, n: 1.0 }))
-    }
-
-    fn merged(self, other: Self) -> Self {
-        Self {
-            min: self.min.min(other.min),
-            sum: self.sum + other.sum,
-            max: self.max.max(other.max),
-            n: self.n + other.n,
-        }
+        self.metrics_s += part.metrics_s;
     }
 }
 

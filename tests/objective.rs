@@ -3,10 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
 
 use grpo::loss::{EntropyGate, Targets, correction_weights, entropy_gate, loss, row_weights};
+use grpo::objective::{Beyond, Correction, Estimator, KlConfig, Level, LossType};
 use grpo::testing::ToyPolicy;
 use grpo::{
-    AdvantageConfig, Aggregation, Baseline, Beyond, Combine, Correction, Draws, Estimator, Gradients, KlConfig, Level,
-    LossGradient, LossType, Objective, Policy, Prompt, Scale, Scores, Seed, Surrogate, advantages, combined_advantages,
+    AdvantageConfig, Aggregation, Baseline, Combine, Draws, Gradients, LossGradient, Objective, Policy, Prompt, Scale,
+    Scores, Seed, Surrogate, advantages, combined_advantages,
 };
 use ndarray::{Array1, Array2, Axis, s};
 
@@ -294,9 +295,13 @@ fn check_laws(groups: &[Vec<f32>], config: &AdvantageConfig) {
             assert!((a.0 < b.0) == (a.1 < b.1), "{config:?}: {group:?} is ordered otherwise than {got:?}");
         }
     }
-    let shifted: Vec<Vec<f32>> = groups.iter().map(|group| group.iter().map(|r| r + 8.0).collect()).collect();
-    let shifted = if config.scale == Scale::Batch { of(groups, config) } else { of(&shifted, config) };
-    assert_eq!(got, shifted, "{config:?}: a constant is no merit");
+    // A constant of its own for each group; of the batch's deviation only a common one is no merit.
+    let constant = |at: usize| if config.scale == Scale::Batch { 8.0 } else { 8.0 + at as f32 };
+    let shift = |(at, group): (usize, &Vec<f32>)| group.iter().map(|r| r + constant(at)).collect();
+    let shifted: Vec<Vec<f32>> = groups.iter().enumerate().map(shift).collect();
+    for (a, b) in got.concat().iter().zip(of(&shifted, config).concat()) {
+        assert!((a - b).abs() < 1e-5, "{config:?}: a constant is no merit, and {a} became {b}");
+    }
     let without_eps = AdvantageConfig { eps: 0.0, ..*config };
     let doubled: Vec<Vec<f32>> = groups.iter().map(|group| group.iter().map(|r| r * 2.0).collect()).collect();
     let factor = if config.scale == Scale::None { 2.0 } else { 1.0 };
@@ -415,6 +420,58 @@ fn expected_gradient_of_loss(
         expected.iter_mut().zip(gradient).for_each(|(sum, slope)| *sum += probability * slope);
     }
     expected
+}
+
+/// A flat group beside one that varies: what is left of the mean over both is rounding, and no merit.
+#[test]
+fn a_flat_group_has_no_advantage_under_gdpo_whatever_its_neighbour() {
+    let config = AdvantageConfig { combine: Combine::NormaliseThenSum, ..AdvantageConfig::default() };
+    for seed in 0..200 {
+        let mut draws = Seed::new(seed).named("flat").draws();
+        let scores = |x: f32| Scores { values: vec![Some(x)], total: x };
+        let varied: Vec<Scores> = (0..5).map(|_| scores(draws.uniform() as f32)).collect();
+        let got = combined_advantages(&[vec![scores(0.3); 5], varied], &[0.7], &config).unwrap();
+        assert_eq!(got[0], [0.0; 5], "seed {seed}");
+    }
+}
+
+#[test]
+fn an_entropy_that_is_no_number_is_an_error_where_it_is_used() {
+    let objective = Objective { top_entropy_share: 0.5, ..Objective::default() };
+    let mut random = Random::new(0, &[3, 2], 3, &objective);
+    random.entropy[[1, 2]] = f32::NAN;
+    assert!(loss(random.log_probs.view(), Some(random.entropy.view()), &random.targets, &objective).is_ok());
+    random.entropy[[1, 1]] = f32::NAN;
+    let of = |objective| loss(random.log_probs.view(), Some(random.entropy.view()), &random.targets, objective);
+    assert_eq!(of(&objective).unwrap_err().to_string(), "the entropy of a choice is NaN");
+    assert!(of(&Objective::default()).is_ok(), "where nothing asks for it, it is only logged");
+}
+
+/// A fault must come out as one: `min` and `max` of f64 would take the other number for NaN.
+#[test]
+fn what_is_no_number_makes_no_loss() {
+    for objective in objectives() {
+        let random = Random::new(7, &[3, 2], 3, &objective);
+        let spoil = |spoil: fn(&mut Random)| {
+            let mut spoilt = random.rows(&[0, 1]);
+            spoil(&mut spoilt);
+            let weigh = |c: &Correction| {
+                let targets = &spoilt.targets;
+                correction_weights(targets.old.view(), targets.sampled.view(), targets.mask.view(), c)
+            };
+            spoilt.targets.correction = objective.correction.as_ref().map(weigh);
+            // All samples are kept, so that each choice has its say.
+            let objective = Objective { off_policy_threshold: None, top_entropy_share: 1.0, ..objective };
+            spoilt.targets.gate.floor = f32::NEG_INFINITY;
+            spoilt.loss(&objective).value
+        };
+        assert!(spoil(|random| random.log_probs[[0, 1]] = f32::NAN).is_nan(), "{objective:?}");
+        assert!(spoil(|random| random.targets.old[[0, 1]] = f32::NAN).is_nan(), "{objective:?}");
+        assert!(spoil(|random| random.targets.advantages[[0, 1]] = f32::NAN).is_nan(), "{objective:?}");
+        if objective.correction.is_some() {
+            assert!(spoil(|random| random.targets.sampled[[0, 1]] = f32::NAN).is_nan(), "{objective:?}");
+        }
+    }
 }
 
 #[test]

@@ -7,31 +7,31 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Tensor;
+use grpo::objective::{Correction, Estimator, KlConfig, Place, ReferenceSync};
 use grpo::testing::ToyPolicy;
 use grpo::{
-    AdvantageConfig, BoxError, Combine, Completion, Estimator, Gradients, GroupSampler, GroupSize, KlConfig, LogProbs,
-    LossGradient, Objective, Params, Place, Policy, Prompt, ReferenceSync, Request, Reward, RewardSet, RunFolder,
-    TrainConfig, Trainer, reward_fn,
+    AdvantageConfig, BoxError, Combine, Completion, Gradients, GroupSampler, GroupSize, LogProbs, LossGradient,
+    Objective, Params, Policy, Prompt, Request, Reward, RewardSet, RunFolder, TrainConfig, Trainer, reward_fn,
 };
 use serde_json::Value;
 
-/// A toy whose replayed log-probs, or whose gradient, are NaN at some of its updates.
+/// A toy whose replayed log-probs, or whose gradient, are NaN at some of its steps.
 struct Breaks {
     toy: ToyPolicy,
     at: Range<usize>,
     in_gradient: bool,
-    n_updates: AtomicUsize,
+    n_sampled: AtomicUsize,
 }
 
 impl Breaks {
     fn new(at: Range<usize>, in_gradient: bool) -> Self {
-        Self { toy: ToyPolicy::new(5, 3).unwrap(), at, in_gradient, n_updates: AtomicUsize::new(0) }
+        Self { toy: ToyPolicy::new(5, 3).unwrap(), at, in_gradient, n_sampled: AtomicUsize::new(0) }
     }
 
-    /// NaN at the updates that break; the first replay is that of the checks before training.
-    fn factor(&self, here: bool) -> f64 {
-        let n = if here { self.n_updates.fetch_add(1, Ordering::Relaxed) } else { return 1.0 };
-        if n > 0 && self.at.contains(&(n - 1)) { f64::NAN } else { 1.0 }
+    /// NaN at the steps that break; each samples once, and the checks before training do so first.
+    fn factor(&self) -> f64 {
+        let step = self.n_sampled.load(Ordering::Relaxed).checked_sub(2);
+        if step.is_some_and(|step| self.at.contains(&step)) { f64::NAN } else { 1.0 }
     }
 }
 
@@ -40,13 +40,14 @@ impl Policy for Breaks {
     type Trace = Vec<u32>;
 
     fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
+        self.n_sampled.fetch_add(1, Ordering::Relaxed);
         let same = |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
         Ok(self.toy.sample(requests)?.into_iter().map(same).collect())
     }
 
     fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {
         let log_probs = self.toy.log_probs(batch)?;
-        let factor = self.factor(!self.in_gradient);
+        let factor = if self.in_gradient { 1.0 } else { self.factor() };
         Ok(LogProbs::new((log_probs.values() * factor)?, log_probs.mask().clone())?)
     }
 
@@ -55,7 +56,7 @@ impl Policy for Breaks {
     }
 
     fn backward(&self, log_probs: &LogProbs, gradient: &LossGradient, to: &mut Gradients) -> Result<(), BoxError> {
-        let factor = self.factor(self.in_gradient);
+        let factor = if self.in_gradient { self.factor() } else { 1.0 };
         self.toy.backward(log_probs, &LossGradient::new((&gradient.log_probs * factor)?), to)
     }
 }
@@ -122,6 +123,9 @@ fn an_update_that_is_not_finite_is_skipped_dumped_and_counted() {
         for key in ["prompt", "text", "reward", "advantage", "log_probs", "trace"] {
             assert!(!first[key].is_null(), "{key} is not in {first}");
         }
+        let replayed = std::fs::read_to_string(dump.join("log_probs.jsonl")).unwrap();
+        assert_eq!(replayed.lines().count(), 24);
+        assert_eq!(replayed.contains(r#""replayed":["NaN","NaN","NaN"]"#), !in_gradient, "{replayed}");
     }
 }
 
@@ -292,6 +296,132 @@ fn the_shares_of_two_rewards_are_logged() {
     };
     assert!(shares(Combine::SumThenNormalise).abs() < 0.05);
     assert!((shares(Combine::NormaliseThenSum) - 0.5).abs() < 0.2);
+}
+
+/// A toy that gives its entropy without a graph, and whose second backward of a step may fail.
+struct Detached {
+    toy: ToyPolicy,
+    fails_at: usize,
+    n_backwards: AtomicUsize,
+}
+
+impl Detached {
+    fn new(fails_at: usize) -> Self {
+        Self { toy: ToyPolicy::new(5, 3).unwrap(), fails_at, n_backwards: AtomicUsize::new(0) }
+    }
+}
+
+impl Policy for Detached {
+    type Sample = String;
+    type Trace = Vec<u32>;
+
+    fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
+        let same = |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
+        Ok(self.toy.sample(requests)?.into_iter().map(same).collect())
+    }
+
+    fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {
+        let log_probs = self.toy.log_probs(batch)?;
+        let entropy = log_probs.entropy().ok_or("the toy gives its entropy")?.detach();
+        Ok(LogProbs::new(log_probs.values().clone(), log_probs.mask().clone())?.with_entropy(entropy)?)
+    }
+
+    fn params(&self) -> Params {
+        self.toy.params()
+    }
+
+    fn backward(&self, log_probs: &LogProbs, gradient: &LossGradient, to: &mut Gradients) -> Result<(), BoxError> {
+        match self.n_backwards.fetch_add(1, Ordering::Relaxed) == self.fails_at {
+            true => Err("out of memory".into()),
+            false => self.toy.backward(log_probs, gradient, to),
+        }
+    }
+}
+
+#[test]
+fn an_entropy_without_a_graph_is_refused_where_a_bonus_needs_it() {
+    let run = |objective: Objective| trainer_of(config(1, objective), Detached::new(99), None, one(letter_a())).run();
+    let error = run(Objective { entropy_weight: 0.1, ..no_kl() }).unwrap_err().to_string();
+    assert!(error.contains("no parameter gets a gradient from the entropy"), "{error}");
+    assert!(run(Objective { top_entropy_share: 0.5, ..no_kl() }).is_ok(), "a share needs no gradient");
+}
+
+#[test]
+fn a_correction_is_refused_where_sampler_and_scorer_are_one() {
+    let objective = Objective { correction: Some(Correction::default()), ..no_kl() };
+    let mut trainer = trainer_of(config(1, objective), ToyPolicy::new(5, 3).unwrap(), None, one(letter_a()));
+    let error = trainer.run().unwrap_err().to_string();
+    assert!(error.starts_with("objective.correction weighs the scorer's law over the sampler's"), "{error}");
+}
+
+/// The step's first update is in the weights and the second is not: no checkpoint is right there but the one before.
+#[test]
+fn a_step_that_breaks_between_its_updates_is_not_kept() {
+    let root = tempfile::tempdir().unwrap();
+    let run = RunFolder::create(root.path(), "torn", 0).unwrap();
+    let mut config = config(9, Objective { n_epochs: 2, ..no_kl() });
+    config.log.checkpoint_every = 2;
+    // One backward for the check, two for each step: the second one of the fourth step.
+    let trainer = trainer_of(config, Detached::new(1 + 7), None, one(letter_a()));
+    assert!(trainer.record_in(&run, "").unwrap().run().is_err());
+    assert!(run.checkpoints(1).latest().unwrap().unwrap().ends_with("step-2"));
+
+    let whole_run = RunFolder::create(root.path(), "whole", 0).unwrap();
+    let mut whole = trainer_of(config, Detached::new(99), None, one(letter_a())).record_in(&whole_run, "").unwrap();
+    whole.run().unwrap();
+    let mut resumed = trainer_of(config, Detached::new(99), None, one(letter_a())).record_in(&run, "").unwrap();
+    assert_eq!(resumed.n_done(), 2);
+    resumed.run().unwrap();
+    assert_eq!(weights(&resumed.policy().params()), weights(&whole.policy().params()));
+}
+
+#[test]
+fn a_run_is_not_resumed_with_other_rewards_or_prompts() {
+    let root = tempfile::tempdir().unwrap();
+    let run = RunFolder::create(root.path(), "rewards", 0).unwrap();
+    let toy = || ToyPolicy::new(5, 3).unwrap();
+    trainer_of(config(2, no_kl()), toy(), None, one(letter_a())).record_in(&run, "").unwrap().run().unwrap();
+    let refusal = |rewards: RewardSet<String>| {
+        trainer_of(config(2, no_kl()), toy(), None, rewards).record_in(&run, "").err().unwrap().to_string()
+    };
+    let error = refusal(RewardSet::new().with(letter_a(), 0.1).unwrap());
+    assert!(error.contains("there reward letter_a of weight 1, here reward letter_a of weight 0.1"), "{error}");
+    let other = reward_fn("letter_b", |_: &Prompt, _: &String| Ok(0.0));
+    assert!(refusal(one(letter_a()).with(other, 1.0).unwrap()).contains("letter_b"));
+    let rollout = GroupSampler::new(one(letter_a()), GroupSize::new(6).unwrap(), 100);
+    let prompts = (0..10).map(|i| Prompt::new(format!("other prompt {i}"))).collect();
+    let trainer = Trainer::new(config(2, no_kl()), toy(), None, Box::new(rollout), prompts).unwrap();
+    assert!(trainer.record_in(&run, "").err().unwrap().to_string().contains("texts of prompts"));
+}
+
+/// A mask that leaves out a sampled choice would be normalised by the wrong length.
+#[test]
+fn a_mask_that_is_not_the_sampled_choices_is_refused() {
+    let mut trainer = trainer_of(config(1, no_kl()), Masked(ToyPolicy::new(5, 3).unwrap()), None, one(letter_a()));
+    let error = trainer.run().unwrap_err().to_string();
+    assert!(error.contains("the mask of a sample of 3 choices is 0 at place 2"), "{error}");
+}
+
+struct Masked(ToyPolicy);
+
+impl Policy for Masked {
+    type Sample = String;
+    type Trace = Vec<u32>;
+
+    fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
+        let same = |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
+        Ok(self.0.sample(requests)?.into_iter().map(same).collect())
+    }
+
+    fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {
+        let log_probs = self.0.log_probs(batch)?;
+        let mask = Tensor::new(&[[1f32, 1.0, 0.0]], &candle_core::Device::Cpu)?.repeat((batch.len(), 1))?;
+        Ok(LogProbs::new(log_probs.values().clone(), mask)?)
+    }
+
+    fn params(&self) -> Params {
+        self.0.params()
+    }
 }
 
 /// The toy's entropy at one place is the same for all samples, and so are the maps of a run on it.

@@ -15,10 +15,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use grpo::loss::{EntropyGate, Loss, Targets, correction_weights, entropy_gate, loss, row_weights};
-use grpo::{
-    AdvantageConfig, Aggregation, Baseline, Beyond, Combine, Correction, Estimator, KlConfig, Level, LossType,
-    Objective, Scale, Scores, Surrogate, combined_advantages,
-};
+use grpo::objective::{Beyond, Correction, Estimator, KlConfig, Level, LossType};
+use grpo::{AdvantageConfig, Aggregation, Baseline, Combine, Objective, Scale, Scores, Surrogate, combined_advantages};
 use ndarray::{Array1, Array2, ArrayView2, s};
 
 const CASES: usize = 200;
@@ -69,7 +67,6 @@ impl Golden {
 struct Case {
     log_probs: Array2<f32>,
     entropy: Array2<f32>,
-    reference: Array2<f32>,
     targets: Targets,
 }
 
@@ -91,8 +88,7 @@ impl Case {
             old,
             sampled,
         };
-        let reference = table("reference");
-        Self { log_probs: table("log_probs"), entropy, reference, targets }
+        Self { log_probs: table("log_probs"), entropy, targets }
     }
 
     fn loss(&self, objective: &Objective) -> Loss {
@@ -113,8 +109,7 @@ impl Case {
             correction: correction.as_ref().map(cut),
             gate: *gate,
         };
-        let (log_probs, entropy, reference) = (cut(&self.log_probs), cut(&self.entropy), cut(&self.reference));
-        Self { log_probs, entropy, reference, targets }
+        Self { log_probs: cut(&self.log_probs), entropy: cut(&self.entropy), targets }
     }
 }
 
@@ -264,9 +259,16 @@ fn compare_metrics(golden: &Golden, name: &str, case: usize, loss: &Loss, worst:
         ("clip_ratio/high_max", parts.high_max),
         ("cispo_clip_ratio", parts.clipped_high / parts.n_ratios),
         ("policy_loss", parts.policy_loss),
+        ("entropy", parts.entropy.unwrap_or(f64::NAN) / parts.n_choices),
     ];
-    for (key, got) in ours {
-        let tensor = format!("{name}/metric/{key}");
+    let option = name.split('/').nth(1).unwrap_or_default();
+    let ratios = [
+        ("min", parts.correction.min),
+        ("mean", parts.correction.sum / parts.correction.n),
+        ("max", parts.correction.max),
+    ];
+    let ratios = ratios.map(|(kind, got)| (format!("metric/{option}/sampling/importance_sampling_ratio/{kind}"), got));
+    for (tensor, got) in ours.map(|(key, got)| (format!("{name}/metric/{key}"), got)).into_iter().chain(ratios) {
         if golden.0.contains_key(&tensor) {
             worst.metrics = worst.metrics.max(0.0);
             Worst::see(&mut worst.metrics, &format!("{tensor}, case {case}"), got, golden.case(&tensor, case)[0]);

@@ -5,10 +5,11 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
+use grpo::objective::ReferenceSync;
 use grpo::testing::check_policy;
 use grpo::{
-    Completion, Gradients, GroupSampler, GroupSize, LossGradient, Policy, Prompt, ReferenceSync, Request, RewardSet,
-    RolloutConfig, Scoring, Seed, TrainConfig, Trainer, reward_fn,
+    Completion, Gradients, GroupSampler, GroupSize, LossGradient, Policy, Prompt, Request, RewardSet, RolloutConfig,
+    Scoring, Seed, TrainConfig, Trainer, reward_fn,
 };
 use grpo_policies::cosmos::{Cosmos, CosmosConfig};
 use grpo_policies::decoder::{Decoder, DecoderConfig};

@@ -31,7 +31,7 @@ pub struct Targets {
     pub old: Array2<f32>,
     /// Log-probs of the choices under the law that drew them, `[B, T]`.
     pub sampled: Array2<f32>,
-    /// Log-probs of the choices under the reference, `[B, T]`; `None` without a KL in the loss.
+    /// Log-probs of the choices under the reference, `[B, T]`; needed where the KL acts in the loss.
     pub reference: Option<Array2<f32>>,
     /// The advantage of each choice, `[B, T]`: the row's, times the choice's own weight where there is one.
     pub advantages: Array2<f32>,
@@ -84,6 +84,42 @@ pub struct LossParts {
     pub high_max: f64,
     /// The loss without the entropy bonus.
     pub policy_loss: f64,
+    /// Sum over choices of the entropy, in nats; `None` where the policy gives none.
+    pub entropy: Option<f64>,
+    /// The weights of [`Targets::correction`]: one a choice, or one a row where a row shares them.
+    pub correction: Spread,
+}
+
+/// The least, the sum and the largest of some values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The least; infinite where there is no value.
+    pub min: f64,
+    /// The sum.
+    pub sum: f64,
+    /// The largest; minus infinity where there is no value.
+    pub max: f64,
+    /// How many there are.
+    pub n: f64,
+}
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self { min: f64::INFINITY, sum: 0.0, max: f64::NEG_INFINITY, n: 0.0 }
+    }
+}
+
+impl Spread {
+    fn of(value: f64) -> Self {
+        Self { min: value, sum: value, max: value, n: 1.0 }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.min = self.min.min(other.min);
+        self.sum += other.sum;
+        self.max = self.max.max(other.max);
+        self.n += other.n;
+    }
 }
 
 impl Default for LossParts {
@@ -97,6 +133,8 @@ impl Default for LossParts {
             low_min: f64::INFINITY,
             high_max: f64::NEG_INFINITY,
             policy_loss: 0.0,
+            entropy: None,
+            correction: Spread::default(),
         }
     }
 }
@@ -112,6 +150,11 @@ impl LossParts {
         self.low_min = self.low_min.min(other.low_min);
         self.high_max = self.high_max.max(other.high_max);
         self.policy_loss += other.policy_loss;
+        self.entropy = match (self.entropy, other.entropy) {
+            (Some(sum), Some(part)) => Some(sum + part),
+            (sum, part) => sum.or(part),
+        };
+        self.correction.merge(&other.correction);
     }
 }
 
@@ -124,11 +167,10 @@ pub fn loss(
     targets: &Targets,
     objective: &Objective,
 ) -> Result<Loss> {
+    objective.check()?;
     targets.check(log_probs.dim(), entropy)?;
-    if entropy.is_none() && objective.needs_entropy() {
-        return Err(Error::config(
-            "entropy_weight or top_entropy_share needs the entropy of each choice; give it with LogProbs::with_entropy",
-        ));
+    if objective.needs_entropy() {
+        check_entropy(entropy, targets)?;
     }
     let mut loss = Loss {
         value: 0.0,
@@ -139,6 +181,20 @@ pub fn loss(
     let micro_batch = MicroBatch { log_probs, entropy, targets, objective };
     (0..log_probs.nrows()).for_each(|row| micro_batch.row(row).add_to(&mut loss));
     Ok(loss)
+}
+
+/// The entropy must be there and be a number: a comparison with NaN would leave choices out in silence.
+fn check_entropy(entropy: Option<ArrayView2<'_, f32>>, targets: &Targets) -> Result<()> {
+    let Some(entropy) = entropy else {
+        return Err(Error::config(
+            "entropy_weight or top_entropy_share needs the entropy of each choice; give it with LogProbs::with_entropy",
+        ));
+    };
+    let of_choices = entropy.iter().zip(&targets.mask).filter(|(_, mask)| **mask > 0.0).map(|(entropy, _)| *entropy);
+    match of_choices.into_iter().find(|entropy| !entropy.is_finite()) {
+        None => Ok(()),
+        Some(entropy) => Err(Error::NotFinite(format!("the entropy of a choice is {entropy}"))),
+    }
 }
 
 struct MicroBatch<'a> {
@@ -189,7 +245,8 @@ impl<'a> MicroBatch<'a> {
 
     /// Whether the entropy at a choice is high enough for the advantages to act there.
     fn is_kept(&self, row: usize, at: usize) -> bool {
-        self.entropy.is_none_or(|entropy| entropy[[row, at]] >= self.targets.gate.floor)
+        let floor = self.targets.gate.floor;
+        floor == f32::NEG_INFINITY || self.entropy.is_none_or(|entropy| entropy[[row, at]] >= floor)
     }
 }
 
@@ -215,6 +272,20 @@ impl Row<'_> {
             self.places.iter().for_each(|&at| loss.gradient[[self.row, at]] += (shared_slope / n) as f32);
         }
         self.count(low, high, &mut loss.parts);
+        self.measure(&mut loss.parts);
+    }
+
+    fn measure(&self, parts: &mut LossParts) {
+        if let Some(entropy) = self.batch.entropy {
+            let of_row: f64 = self.places.iter().map(|&at| f64::from(entropy[[self.row, at]])).sum();
+            *parts.entropy.get_or_insert(0.0) += of_row;
+        }
+        let Some(weights) = &self.batch.targets.correction else { return };
+        let is_shared = self.batch.objective.correction.is_some_and(|correction| correction.level == Level::Sequence);
+        // A weight that a row shares is counted once, also for a row without a choice.
+        let first = [0].into_iter().filter(|_| is_shared && weights.ncols() > 0);
+        let each = self.places.iter().copied().filter(|_| !is_shared);
+        first.chain(each).for_each(|at| parts.correction.merge(&Spread::of(f64::from(weights[[self.row, at]]))));
     }
 
     fn part(&self, at: usize) -> Part {

@@ -18,7 +18,7 @@ impl Objective {
         match self.surrogate {
             Surrogate::Clip => self.clip_at(ratio, advantage),
             Surrogate::Cispo { cap } => {
-                let weight = ratio.min(cap) * advantage;
+                let weight = at_most(cap, ratio) * advantage;
                 Choice { value: -weight * log_prob, by_log_ratio: 0.0, by_log_prob: -weight }
             }
             Surrogate::Sapo { temperature_positive, temperature_negative } => {
@@ -34,13 +34,13 @@ impl Objective {
     }
 
     fn clip_at(&self, ratio: f64, advantage: f64) -> Choice {
-        let capped = self.clip_delta.map_or(ratio, |delta| ratio.min(delta));
-        let clipped = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high);
+        let capped = self.clip_delta.map_or(ratio, |delta| at_most(delta, ratio));
+        let clipped = within(1.0 - self.clip_low, 1.0 + self.clip_high, ratio);
         let (free, bound) = (capped * advantage, clipped * advantage);
         // Where the clip binds, or the cap does, the value no longer moves with the ratio.
         let moves = free <= bound && capped == ratio;
         let by_log_ratio = if moves { -ratio * advantage } else { 0.0 };
-        Choice { value: -free.min(bound), by_log_ratio, by_log_prob: 0.0 }
+        Choice { value: -at_most(bound, free), by_log_ratio, by_log_prob: 0.0 }
     }
 
     /// Whether the clip binds below and above at this ratio and advantage; CISPO's cap counts as above.
@@ -53,6 +53,16 @@ impl Objective {
             Surrogate::Sapo { .. } => (false, false),
         }
     }
+}
+
+/// The lesser of the two; NaN where `x` is, which `f64::min` would turn into the limit and a fault into a loss.
+pub(super) fn at_most(limit: f64, x: f64) -> f64 {
+    if x > limit { limit } else { x }
+}
+
+/// `x` between the bounds; NaN where `x` is.
+pub(super) fn within(low: f64, high: f64, x: f64) -> f64 {
+    if x < low { low } else { at_most(high, x) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use ndarray::{Array2, ArrayView2, Zip};
 
 use super::EntropyGate;
+use super::surrogate::within;
 use crate::objective::{Aggregation, Beyond, Correction, Level};
 
 /// The weight of each row's choices in the loss, `[B]`, given how many choices each row of the whole batch has.
@@ -33,7 +34,7 @@ pub fn entropy_gate(entropies: &[f32], share: f64) -> EntropyGate {
     if share >= 1.0 || sorted.is_empty() {
         return EntropyGate { floor: f32::NEG_INFINITY, n_kept: sorted.len() };
     }
-    let rank = (1.0 - share) as f32 * (sorted.len() - 1) as f32;
+    let rank = (1.0 - share.max(0.0)) as f32 * (sorted.len() - 1) as f32;
     let (below, above) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
     let (part, step) = (rank.fract(), above - below);
     let floor = if part < 0.5 { below + part * step } else { above - (1.0 - part) * step };
@@ -66,7 +67,7 @@ pub fn correction_weights(
 fn bounded(ratio: f64, correction: &Correction) -> f64 {
     let min = correction.min.unwrap_or(0.0);
     match correction.beyond {
-        Beyond::Truncate => ratio.clamp(min, correction.max),
+        Beyond::Truncate => within(min, correction.max, ratio),
         Beyond::Mask if ratio < min || ratio > correction.max => 0.0,
         Beyond::Mask => ratio,
     }

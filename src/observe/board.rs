@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{HeldOutReport, Metrics, Observer, StepReport};
 use crate::panel::{before_after, panel};
 use crate::tensorboard::{Category, Chart, EventWriter, HParam};
-use crate::{BoxError, Error, Group, Policy, Result, RunFolder, Sample};
+use crate::{BoxError, Error, Group, Objective, Policy, Result, RunFolder, Sample};
 
 /// Prompts of the picture that shows samples before and after.
 const BEFORE_AFTER_PROMPTS: usize = 6;
@@ -72,8 +72,8 @@ impl<P: Policy> Observer<P> for TensorBoard {
         if report.with_samples {
             self.samples(report)?;
         }
-        if let Some(fault) = report.fault {
-            self.writer.text("skipped_updates", report.step, fault)?;
+        if let Some(fault) = &report.fault {
+            self.writer.text("skipped_updates", report.step, fault.why)?;
         }
         self.writer.flush()?;
         Ok(())
@@ -84,8 +84,8 @@ impl<P: Policy> Observer<P> for TensorBoard {
         let shown = &report.groups[..self.panel_groups.min(report.groups.len())];
         if let Some(picture) = panel(shown, &[], report.reward_names) {
             self.writer.image("panel/held_out", report.step, &picture)?;
-            if report.step > 0 {
-                let both = before_after(&self.run, BEFORE_AFTER_PROMPTS)?;
+            // Not where the samples of the first evaluation are not on disk.
+            if let Ok(both) = before_after(&self.run, BEFORE_AFTER_PROMPTS, Some(report.step)) {
                 self.writer.image("panel/before_after", report.step, &both)?;
             }
         }
@@ -112,20 +112,24 @@ const NOT_COMPARED: [&str; 4] = ["log", "held_out", "name", "seed"];
 
 /// Every setting by its dotted name.
 ///
-/// TensorBoard takes the columns from one run of a folder, so what may have other keys elsewhere (a list, a choice with
-/// settings of its own) is one text.
+/// TensorBoard takes the columns from one run of a folder, so what may have other keys elsewhere (a list, a table inside a
+/// section) is one text, and an option of the objective that is off says so.
 fn hyper_parameters(config_toml: &str) -> Result<BTreeMap<String, HParam>> {
     let table: toml::Table = toml::from_str(config_toml).map_err(|error| Error::config(error.to_string()))?;
     let mut found = BTreeMap::new();
     let compared = table.iter().filter(|(key, _)| !NOT_COMPARED.contains(&key.as_str()));
     compared.for_each(|(key, value)| flatten(key, value, &mut found));
+    let options = serde_json::to_value(Objective::default()).map_err(|error| Error::config(error.to_string()))?;
+    for (key, _) in options.as_object().into_iter().flatten().filter(|(_, value)| value.is_null()) {
+        found.entry(format!("objective.{key}")).or_insert(HParam::Text("off".into()));
+    }
     Ok(found)
 }
 
 fn flatten(name: &str, value: &toml::Value, found: &mut BTreeMap<String, HParam>) {
     let leaf = match value {
-        toml::Value::Table(table) if table.len() > 1 => {
-            table.iter().for_each(|(key, value)| flatten(&format!("{name}.{key}"), value, found));
+        toml::Value::Table(section) if !name.contains('.') => {
+            section.iter().for_each(|(key, value)| flatten(&format!("{name}.{key}"), value, found));
             return;
         }
         toml::Value::Integer(number) => HParam::Number(*number as f64),
@@ -140,7 +144,7 @@ fn flatten(name: &str, value: &toml::Value, found: &mut BTreeMap<String, HParam>
 /// What is looked at first: is it learning, is it hacking, is it healthy.
 fn charts(optimised: &[String], held_out: &[String]) -> Vec<Category> {
     let chart = |title: &str, tags: &[String]| Chart { title: title.into(), tags: tags.to_vec() };
-    let one = |title: &str, tag: &str| chart(title, &[format!("^{tag}$")]);
+    let one = |title: &str, tag: &str| chart(title, &[format!("^{}$", escaped(tag))]);
     let mut learning = vec![one("reward", "reward")];
     learning.extend(optimised.iter().map(|name| one(name, &format!("rewards/{name}/mean"))));
     let mut watched: Vec<Chart> = held_out.iter().map(|name| one(name, &format!("held_out/{name}/mean"))).collect();
@@ -156,6 +160,12 @@ fn charts(optimised: &[String], held_out: &[String]) -> Vec<Category> {
     [("optimised", learning), ("held out", watched), ("health", health)]
         .map(|(title, charts)| Category { title: title.into(), charts })
         .into()
+}
+
+/// A tag as a regular expression that matches nothing else: rewards may have any name.
+fn escaped(tag: &str) -> String {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/_- ".contains(letter);
+    tag.chars().flat_map(|letter| (!is_plain(letter)).then_some('\\').into_iter().chain([letter])).collect()
 }
 
 /// The groups' samples as a Markdown table.

@@ -7,10 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{HeldOutReport, Metrics, Observer, StepReport};
 use crate::{BoxError, Policy};
 
-/// A progress bar on a terminal, a line every tenth of the run elsewhere; both on standard error.
+/// A progress bar on a terminal, twenty lines a run elsewhere; both on standard error.
 pub struct Console {
     bar: Option<ProgressBar>,
-    n_lines: usize,
 }
 
 impl Console {
@@ -21,11 +20,10 @@ impl Console {
             let bar = ProgressBar::new(n_steps as u64).with_position(first_step as u64);
             style.map_or(bar.clone(), |style| bar.with_style(style))
         });
-        Self { bar, n_lines: 0 }
+        Self { bar }
     }
 
     fn say(&mut self, line: &str) {
-        self.n_lines += 1;
         match &self.bar {
             Some(bar) => bar.println(line),
             // A closed standard error is no reason to stop a run.
@@ -53,9 +51,9 @@ fn brief(metrics: &Metrics) -> String {
 impl<P: Policy> Observer<P> for Console {
     fn step(&mut self, report: &StepReport<'_, P>) -> Result<(), BoxError> {
         let line = brief(report.metrics);
-        if let Some(fault) = report.fault {
-            let step = report.step;
-            self.say(&format!("step {step}: the update was skipped: {fault}; its batch is in skipped/step-{step:05}"));
+        if let Some(fault) = &report.fault {
+            let (step, why) = (report.step, fault.why);
+            self.say(&format!("step {step}: an update was skipped: {why}; its batch is in skipped/step-{step:05}"));
         }
         if let Some(bar) = &self.bar {
             bar.set_message(line.clone());

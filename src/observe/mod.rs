@@ -47,12 +47,25 @@ pub struct StepReport<'a, P: Policy> {
     pub reward_names: &'a [String],
     /// Whether pictures are due at this step.
     pub with_samples: bool,
-    /// What happened where in the samples; empty after a fault.
+    /// What happened where in the samples; empty where no update was taken.
     pub positions: &'a PositionMaps,
     /// Rows and columns in which a sample's choices lie, where they are a grid.
     pub grid: Option<(usize, usize)>,
-    /// Why the update was skipped: a loss or a gradient that is not finite.
-    pub fault: Option<&'a str>,
+    /// Why an update was skipped, and what to look at.
+    pub fault: Option<Fault<'a>>,
+}
+
+/// A loss or a gradient that is not finite.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Fault<'a> {
+    /// What was not finite.
+    pub why: &'a str,
+    /// The log-probs of every sample's choices as they were replayed for the update, `[rows][T]`, in the groups' order;
+    /// empty where they cannot be.
+    pub replayed: &'a [Vec<f32>],
+    /// The same under the reference.
+    pub reference: Option<&'a [Vec<f32>]>,
 }
 
 impl<P: Policy> StepReport<'_, P> {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{HeldOutReport, Observer, StepReport};
+use super::{Fault, HeldOutReport, Observer, StepReport};
 use crate::panel::panel;
 use crate::{BoxError, Error, Group, Policy, Result, RunFolder, Sample};
 
 /// Logged samples as files: `samples/step-N/` with the pictures, a panel, maps and `samples.jsonl`.
 ///
-/// A step whose update was skipped leaves all of its samples in `skipped/step-N/`, with `why.txt`.
+/// A step whose update was skipped leaves all of its samples in `skipped/step-N/`, with `why.txt` and the
+/// replayed log-probs.
 pub struct SampleFiles {
     run: RunFolder,
     n_groups: usize,
@@ -26,10 +27,10 @@ impl SampleFiles {
 
 impl<P: Policy> Observer<P> for SampleFiles {
     fn step(&mut self, report: &StepReport<'_, P>) -> Result<(), BoxError> {
-        if let Some(fault) = report.fault {
+        if let Some(fault) = &report.fault {
             let folder = made(self.run.path().join(format!("skipped/step-{:05}", report.step)))?;
             write_groups(&folder, report.groups, report.advantages, report.reward_names)?;
-            crate::checkpoint::write_synced(&folder.join("why.txt"), format!("{fault}\n").as_bytes())?;
+            write_fault(&folder, fault)?;
         }
         if !report.with_samples {
             return Ok(());
@@ -48,6 +49,19 @@ impl<P: Policy> Observer<P> for SampleFiles {
         write_groups(&folder, report.groups, &[], report.reward_names)?;
         Ok(())
     }
+}
+
+/// `why.txt`, and `log_probs.jsonl` with a line for each sample of `samples.jsonl`. A number that is none is a text.
+fn write_fault(folder: &Path, fault: &Fault<'_>) -> Result<()> {
+    crate::checkpoint::write_synced(&folder.join("why.txt"), format!("{}\n", fault.why).as_bytes())?;
+    let number = |x: &f32| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
+    let row = |row: &Vec<f32>| row.iter().map(number).collect::<Vec<_>>();
+    let mut lines = String::new();
+    for (at, replayed) in fault.replayed.iter().enumerate() {
+        let reference = fault.reference.and_then(|rows| rows.get(at)).map(row);
+        lines.push_str(&format!("{}\n", json!({"replayed": row(replayed), "reference": reference})));
+    }
+    crate::checkpoint::write_synced(&folder.join("log_probs.jsonl"), lines.as_bytes())
 }
 
 fn made(folder: PathBuf) -> Result<PathBuf> {

@@ -220,6 +220,8 @@ pub fn check_reward<S>(reward: &(impl Reward<S> + ?Sized), batch: &[(&Prompt, &S
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Var};
+
     use super::*;
     use crate::testing::ToyPolicy;
     use crate::{BoxError, Params, reward_fn};
@@ -227,6 +229,7 @@ mod tests {
     /// A toy with one fault.
     struct Faulty {
         toy: ToyPolicy,
+        unused: Var,
         fault: Fault,
     }
 
@@ -237,6 +240,8 @@ mod tests {
         BatchShows,
         LongMask,
         PositiveLogProbs,
+        OtherLaw,
+        UnusedParameter,
     }
 
     impl Policy for Faulty {
@@ -264,23 +269,30 @@ mod tests {
                 Fault::BatchShows => LogProbs::new((values - 0.005 * batch.len() as f64)?, mask.clone())?,
                 Fault::LongMask => LogProbs::new(values.clone(), (mask * 0.0)?)?,
                 Fault::PositiveLogProbs => LogProbs::new((values * 0.0)?.affine(1.0, 0.009)?, mask.clone())?,
+                Fault::OtherLaw => LogProbs::new((values * 1.001)?, mask.clone())?,
                 _ => log_probs,
             })
         }
 
         fn params(&self) -> Params {
-            self.toy.params()
+            let toy = self.toy.params();
+            let unused = (self.fault == Fault::UnusedParameter).then(|| ("unused".to_string(), self.unused.clone()));
+            Params::new(toy.iter().map(|(name, var)| (name.to_string(), var.clone())).chain(unused)).unwrap()
         }
 
         fn scoring(&self) -> Scoring {
-            if self.fault == Fault::None { Scoring::Exact } else { Scoring::Conditional }
+            let exact = [Fault::None, Fault::OtherLaw, Fault::UnusedParameter].contains(&self.fault);
+            if exact { Scoring::Exact } else { Scoring::Conditional }
         }
     }
 
     #[test]
     fn each_fault_of_a_policy_is_named() {
         let prompts = [Prompt::new("a"), Prompt::new("b")];
-        let check = |fault| check_policy(&Faulty { toy: ToyPolicy::new(5, 3).unwrap(), fault }, &prompts);
+        let check = |fault| {
+            let unused = Var::new(&[0f32], &Device::Cpu).unwrap();
+            check_policy(&Faulty { toy: ToyPolicy::new(5, 3).unwrap(), unused, fault }, &prompts)
+        };
         let error = |fault| check(fault).unwrap_err().to_string();
         let report = check(Fault::None).unwrap();
         assert_eq!((report.n_choices, report.n_params), (12, 1));
@@ -288,6 +300,8 @@ mod tests {
         assert!(error(Fault::BatchShows).contains("replayed alone"));
         assert!(error(Fault::LongMask).contains("has 3 choices; its mask marks 0"));
         assert!(error(Fault::PositiveLogProbs).contains("log-prob 0.009"));
+        assert!(error(Fault::OtherLaw).contains("sampled") && error(Fault::OtherLaw).contains("replayed"));
+        assert!(error(Fault::UnusedParameter).contains("1 of 2 trainable tensors get no gradient"));
     }
 
     /// A reward whose batch scores are spoilt by `spoil(row, n, score)`.
