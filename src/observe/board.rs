@@ -110,7 +110,17 @@ fn group_of(run: &RunFolder, hparams: &BTreeMap<String, HParam>) -> String {
 /// Sections and keys of a configuration that decide no number of the run, or that runs of one row differ in.
 const NOT_COMPARED: [&str; 4] = ["log", "held_out", "name", "seed"];
 
-/// Every setting by its dotted name.
+/// The settings that runs are most often compared by. TensorBoard shows the first five names in the order of their bytes, in
+/// which capitals come before all others.
+const FIRST_COLUMNS: [(&str, &str); 5] = [
+    ("rewards", "Rewards"),
+    ("rollout.group_size", "Group size"),
+    ("objective.kl_weight", "KL weight"),
+    ("objective.surrogate", "Surrogate"),
+    ("optim.lr", "Learning rate"),
+];
+
+/// Every setting by its dotted name, or its title in [`FIRST_COLUMNS`].
 ///
 /// TensorBoard takes the columns from one run of a folder, so what may have other keys elsewhere (a list, a table inside a
 /// section) is one text, and an option of the objective that is off says so.
@@ -122,6 +132,9 @@ fn hyper_parameters(config_toml: &str) -> Result<BTreeMap<String, HParam>> {
     let options = serde_json::to_value(Objective::default()).map_err(|error| Error::config(error.to_string()))?;
     for (key, _) in options.as_object().into_iter().flatten().filter(|(_, value)| value.is_null()) {
         found.entry(format!("objective.{key}")).or_insert(HParam::Text("off".into()));
+    }
+    for (name, title) in FIRST_COLUMNS {
+        found.remove(name).and_then(|value| found.insert(title.into(), value));
     }
     Ok(found)
 }
