@@ -61,7 +61,7 @@ MUTANTS = [
     ("token mean for sequence mean", "loss/tables.rs", "Aggregation::SequenceMean => 1.0 / (n_rows * length.max(1) as f64)", "Aggregation::SequenceMean => 1.0 / n_choices"),
     ("sequence mean for token mean", "loss/tables.rs", "Aggregation::TokenMean => 1.0 / n_choices", "Aggregation::TokenMean => 1.0 / (n_rows * length.max(1) as f64)"),
     ("own length for the fixed one", "loss/tables.rs", "1.0 / (n_rows * longest.max(1) as f64)", "1.0 / (n_rows * length.max(1) as f64)"),
-    ("lowest entropies for the highest", "loss/tables.rs", "let rank = (1.0 - share) as f32", "let rank = share as f32"),
+    ("lowest entropies for the highest", "loss/tables.rs", "let rank = (1.0 - share.max(0.0)) as f32", "let rank = share as f32"),
     ("sampler over scorer", "loss/tables.rs", "f64::from(old) - f64::from(sampled)", "f64::from(sampled) - f64::from(old)"),
     ("padding in the sequence's correction", "loss/tables.rs", "if mask > 0.0 { f64::from(old)", "if mask > -1.0 { f64::from(old)"),
     ("truncation for masking", "loss/tables.rs", "Beyond::Mask if ratio < min || ratio > correction.max => 0.0,", "Beyond::Mask if ratio > correction.max => correction.max,"),
