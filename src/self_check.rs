@@ -9,8 +9,14 @@ use crate::{
 /// Sampled and replayed log-probs may differ by rounding; a wrong mask, temperature or position differs by far more.
 const MAX_DIFFERENCE: f32 = 1e-2;
 
-/// Refuses an objective that asks for a reference that is not there or cannot do what it must.
-pub(crate) fn reference<P: Policy>(objective: &Objective, policy: &P, reference: Option<&P>) -> Result<()> {
+/// Refuses an objective that policy and reference cannot serve: a reference that is not there or cannot be moved, a
+/// correction where sampler and scorer are one.
+pub(crate) fn parts<P: Policy>(objective: &Objective, policy: &P, reference: Option<&P>) -> Result<()> {
+    if objective.correction.is_some() && policy.scoring() == Scoring::Exact {
+        return Err(Error::config(
+            "objective.correction weighs the scorer's law over the sampler's, which this policy says are one; leave it out",
+        ));
+    }
     let Some(reference) = reference else {
         return match objective.needs_reference() {
             false => Ok(()),
@@ -36,7 +42,6 @@ pub(crate) fn reference<P: Policy>(objective: &Objective, policy: &P, reference:
 /// 1. Every trainable tensor gets a gradient from the log-probs (some fused operations cut it without an error).
 /// 2. Where the policy claims exact scoring, the ratio of the first samples is 1.
 /// 3. Where the objective needs the entropy it is there and finite, and where it has a bonus it has a gradient.
-/// 4. A correction of the sampler's law is not asked of a policy whose sampler and scorer are one.
 pub(crate) fn before_training<P: Policy>(
     policy: &P,
     prompts: &[&Prompt],
@@ -51,12 +56,7 @@ pub(crate) fn before_training<P: Policy>(
     if objective.needs_entropy() {
         check_entropy(policy, &log_probs, objective)?;
     }
-    match objective.correction {
-        Some(_) if policy.scoring() == Scoring::Exact => Err(Error::config(
-            "objective.correction weighs the scorer's law over the sampler's, which this policy says are one; leave it out",
-        )),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// The log-probs of completions, equal to those they were sampled with where the policy claims so.

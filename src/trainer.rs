@@ -56,7 +56,7 @@ impl<P: Policy> Trainer<P> {
                 config.rollout.prompts_per_step
             )));
         }
-        self_check::reference(&config.objective, &policy, reference.as_ref())?;
+        self_check::parts(&config.objective, &policy, reference.as_ref())?;
         let optimizer = AdamW::new(policy.params(), config.optim)?;
         Ok(Self {
             config,

@@ -349,8 +349,10 @@ fn an_entropy_without_a_graph_is_refused_where_a_bonus_needs_it() {
 #[test]
 fn a_correction_is_refused_where_sampler_and_scorer_are_one() {
     let objective = Objective { correction: Some(Correction::default()), ..no_kl() };
-    let mut trainer = trainer_of(config(1, objective), ToyPolicy::new(5, 3).unwrap(), None, one(letter_a()));
-    let error = trainer.run().unwrap_err().to_string();
+    let rollout = GroupSampler::new(one(letter_a()), GroupSize::new(6).unwrap(), 100);
+    let prompts = (0..8).map(|i| Prompt::new(format!("prompt {i}"))).collect();
+    let policy = ToyPolicy::new(5, 3).unwrap();
+    let error = Trainer::new(config(1, objective), policy, None, Box::new(rollout), prompts).err().unwrap().to_string();
     assert!(error.starts_with("objective.correction weighs the scorer's law over the sampler's"), "{error}");
 }
 
