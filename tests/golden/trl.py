@@ -3,9 +3,9 @@
 Run, with trl 1.16.0 and two older ones beside it (1.9.0 is the last without the rescaling of DAPO's normaliser):
 
     pip install trl==1.16.0 torch==2.11.0 safetensors numpy
-    pip install --no-deps --target /tmp/trl190 trl==1.9.0 requests urllib3 idna certifi charset-normalizer
-    pip install --no-deps --target /tmp/trl192 trl==1.9.2 requests urllib3 idna certifi charset-normalizer
-    python trl.py --other /tmp/trl190 /tmp/trl192
+    pip install --no-deps --target trl190 trl==1.9.0 requests urllib3 idna certifi charset-normalizer
+    pip install --no-deps --target trl192 trl==1.9.2 requests urllib3 idna certifi charset-normalizer
+    python trl.py --other trl190 trl192
 
 Two runs give equal bytes; trl.json tells the versions. `--cases 96 --out DIR` makes files of the first 96 cases.
 
