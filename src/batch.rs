@@ -36,8 +36,8 @@ pub(crate) struct Batch<'a, P: Policy> {
     /// The advantage of each choice, `[rows][T]`.
     advantages: Vec<Vec<f32>>,
     /// The weight of each row's choices in the loss of the whole batch.
-    pub(crate) weights: Vec<f64>,
-    pub(crate) gate: EntropyGate,
+    weights: Vec<f64>,
+    gate: EntropyGate,
 }
 
 impl<'a, P: Policy> ScoredRows<'a, P> {

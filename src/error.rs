@@ -47,7 +47,7 @@ pub enum Error {
         /// What it did, and where.
         message: String,
     },
-    /// A loss or a gradient that is not finite; nothing was updated.
+    /// A loss or a gradient that is not finite; the update it was for was not taken.
     #[error("{0}")]
     NotFinite(String),
     /// Too many updates in a row were not finite.

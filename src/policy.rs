@@ -96,6 +96,13 @@ pub struct Completion<P: Policy + ?Sized> {
     pub log_probs: Vec<f32>,
 }
 
+impl<P: Policy> Completion<P> {
+    /// The same as another policy's: for a policy that wraps one.
+    pub fn of<Q: Policy<Sample = P::Sample, Trace = P::Trace>>(wrapped: Completion<Q>) -> Self {
+        Self { sample: wrapped.sample, trace: wrapped.trace, log_probs: wrapped.log_probs }
+    }
+}
+
 /// Whether the law that draws samples is the one whose log-probabilities are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scoring {

@@ -103,7 +103,7 @@ impl<P: Policy> Trainer<P> {
         self
     }
 
-    /// Records the run in its folder: curves, panels, samples and checkpoints.
+    /// Records the run in its folder: curves, panels, samples and checkpoints; `config_toml` says what the run is.
     ///
     /// A folder with a checkpoint of this run is gone on with: steps, data order, optimiser and logs. Call it after
     /// [`Trainer::hold_out`], whose rewards have charts of their own.

@@ -55,17 +55,7 @@ impl Random {
 
     fn rows(&self, rows: &[usize]) -> Self {
         let cut = |table: &Array2<f32>| table.select(Axis(0), rows);
-        let Targets { mask, old, sampled, reference, advantages, weights, correction, gate } = &self.targets;
-        let targets = Targets {
-            mask: cut(mask),
-            old: cut(old),
-            sampled: cut(sampled),
-            reference: reference.as_ref().map(cut),
-            advantages: cut(advantages),
-            weights: weights.select(Axis(0), rows),
-            correction: correction.as_ref().map(cut),
-            gate: *gate,
-        };
+        let targets = self.targets.select(rows);
         Self { log_probs: cut(&self.log_probs), entropy: cut(&self.entropy), targets }
     }
 }

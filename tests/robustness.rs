@@ -41,8 +41,7 @@ impl Policy for Breaks {
 
     fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
         self.n_sampled.fetch_add(1, Ordering::Relaxed);
-        let same = |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
-        Ok(self.toy.sample(requests)?.into_iter().map(same).collect())
+        Ok(self.toy.sample(requests)?.into_iter().map(Completion::of).collect())
     }
 
     fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {
@@ -316,8 +315,7 @@ impl Policy for Detached {
     type Trace = Vec<u32>;
 
     fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
-        let same = |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
-        Ok(self.toy.sample(requests)?.into_iter().map(same).collect())
+        Ok(self.toy.sample(requests)?.into_iter().map(Completion::of).collect())
     }
 
     fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {
@@ -411,8 +409,7 @@ impl Policy for Masked {
     type Trace = Vec<u32>;
 
     fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
-        let same = |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
-        Ok(self.0.sample(requests)?.into_iter().map(same).collect())
+        Ok(self.0.sample(requests)?.into_iter().map(Completion::of).collect())
     }
 
     fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {

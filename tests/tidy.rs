@@ -77,8 +77,7 @@ impl Policy for Shaped {
     type Trace = Vec<u32>;
 
     fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
-        let same = |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
-        Ok(self.0.sample(requests)?.into_iter().map(same).collect())
+        Ok(self.0.sample(requests)?.into_iter().map(Completion::of).collect())
     }
 
     fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {

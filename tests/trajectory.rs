@@ -216,8 +216,7 @@ impl Policy for Faulty {
 
     fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
         let completions = self.toy.sample(requests)?;
-        let same = |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
-        Ok(completions.into_iter().map(same).collect())
+        Ok(completions.into_iter().map(Completion::of).collect())
     }
 
     fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {

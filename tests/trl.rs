@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use grpo::loss::{EntropyGate, Loss, Targets, correction_weights, entropy_gate, loss, row_weights};
 use grpo::objective::{Beyond, Correction, Estimator, KlConfig, Level, LossType};
 use grpo::{AdvantageConfig, Aggregation, Baseline, Combine, Objective, Scale, Scores, Surrogate, combined_advantages};
-use ndarray::{Array1, Array2, ArrayView2, s};
+use ndarray::{Array1, Array2, ArrayView2};
 
 const CASES: usize = 200;
 const ROWS: usize = 8;
@@ -97,18 +97,9 @@ impl Case {
 
     /// The same rows as a micro-batch of the batch.
     fn part(&self, rows: std::ops::Range<usize>) -> Self {
-        let cut = |table: &Array2<f32>| table.slice(s![rows.clone(), ..]).to_owned();
-        let Targets { mask, old, sampled, reference, advantages, weights, correction, gate } = &self.targets;
-        let targets = Targets {
-            mask: cut(mask),
-            old: cut(old),
-            sampled: cut(sampled),
-            reference: reference.as_ref().map(cut),
-            advantages: cut(advantages),
-            weights: weights.slice(s![rows.clone()]).to_owned(),
-            correction: correction.as_ref().map(cut),
-            gate: *gate,
-        };
+        let rows: Vec<usize> = rows.collect();
+        let cut = |table: &Array2<f32>| table.select(ndarray::Axis(0), &rows);
+        let targets = self.targets.select(&rows);
         Self { log_probs: cut(&self.log_probs), entropy: cut(&self.entropy), targets }
     }
 }

@@ -15,7 +15,7 @@ mod kl;
 mod surrogate;
 mod tables;
 
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 pub use tables::{correction_weights, entropy_gate, row_weights};
 
@@ -346,6 +346,22 @@ impl Row<'_> {
 }
 
 impl Targets {
+    /// The targets of some of the rows, in the order given: a micro-batch of this batch.
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let cut = |table: &Array2<f32>| table.select(Axis(0), rows);
+        Self {
+            mask: cut(&self.mask),
+            old: cut(&self.old),
+            sampled: cut(&self.sampled),
+            reference: self.reference.as_ref().map(cut),
+            advantages: cut(&self.advantages),
+            weights: self.weights.select(Axis(0), rows),
+            correction: self.correction.as_ref().map(cut),
+            gate: self.gate,
+        }
+    }
+
     fn check(&self, shape: (usize, usize), entropy: Option<ArrayView2<'_, f32>>) -> Result<()> {
         let tables = [
             ("the mask", Some(&self.mask)),

@@ -190,10 +190,13 @@ fn table<P: Policy>(groups: &[Group<P>], advantages: &[Vec<f32>], names: &[Strin
     ];
     for (group, advantages) in groups.iter().zip(advantages) {
         for draw in group.ranking() {
-            let scores = &group.scores[draw];
+            // A user's rollout may give more scores than samples.
+            let (Some(scores), Some(completion)) = (group.scores.get(draw), group.completions.get(draw)) else {
+                continue;
+            };
             let values: Vec<String> =
                 scores.values.iter().map(|score| score.map_or("–".into(), |score| format!("{score:.4}"))).collect();
-            let sample = group.completions[draw].sample.text().map_or("(image)".into(), cell);
+            let sample = completion.sample.text().map_or("(image)".into(), cell);
             let advantage = advantages.get(draw).copied().unwrap_or_default();
             lines.push(format!(
                 "| {} | {draw} | {sample} | {:.4} | {} | {advantage:+.3} |",

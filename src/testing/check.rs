@@ -257,9 +257,7 @@ mod tests {
                     _ => *request,
                 })
                 .collect();
-            let same =
-                |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
-            Ok(self.toy.sample(&moved)?.into_iter().map(same).collect())
+            Ok(self.toy.sample(&moved)?.into_iter().map(Completion::of).collect())
         }
 
         fn log_probs(&self, batch: &[(&Prompt, &Vec<u32>)]) -> Result<LogProbs, BoxError> {
