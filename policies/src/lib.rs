@@ -11,4 +11,5 @@ pub mod cosmos;
 pub mod decoder;
 mod ops;
 pub mod safetensors_file;
+mod sampling;
 pub mod simplear;

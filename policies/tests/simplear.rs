@@ -14,7 +14,7 @@ use grpo::{
 use grpo_policies::cosmos::{Cosmos, CosmosConfig};
 use grpo_policies::decoder::{Decoder, DecoderConfig};
 use grpo_policies::safetensors_file::Precision;
-use grpo_policies::simplear::{Law, ScoredAs, SimpleAr, Stage, TextTokenizer};
+use grpo_policies::simplear::{Law, ScoredAs, SimpleAr, Stage, TextTokenizer, Vocabulary};
 use image::RgbImage;
 
 const WORDS: [&str; 6] = ["a", "photo", "of", "red", "blue", "star"];
@@ -72,7 +72,8 @@ fn the_policy_holds_to_its_contract_under_every_law() {
     let prompts = ["a photo of a red star", "star", "a blue star"].map(Prompt::new);
     let exact = [0.5, 1.0, 2.0].map(|temperature| Law { temperature, ..Law::default() });
     let prefixed = Law { prefix: "a photo of ".into(), ..Law::default() };
-    for law in exact.into_iter().chain([prefixed]) {
+    let full = Law { vocabulary: Vocabulary::Full, temperature: 1.5, ..Law::default() };
+    for law in exact.into_iter().chain([prefixed, full]) {
         let report = check_policy(&small(&[5, 5]).with_law(law.clone()).unwrap(), &prompts).unwrap();
         assert!(report.replay_difference < Some(1e-4), "{law:?}: {report:?}");
     }
@@ -89,6 +90,7 @@ fn a_shaped_law_says_that_it_is_scored_otherwise() {
         Law { guidance: 3.0, ..Law::default() },
         Law { top_k: Some(3), ..Law::default() },
         Law { top_p: 0.5, ..Law::default() },
+        Law { min_p: 0.5, ..Law::default() },
     ];
     for law in shaped {
         let law = Law { scored_as: ScoredAs::Conditional, ..law };
@@ -97,6 +99,44 @@ fn a_shaped_law_says_that_it_is_scored_otherwise() {
         assert!(got > 1e-2, "{law:?}: the difference that is to be logged is only {got}");
     }
     assert_eq!(small(&[5, 5]).scoring(), Scoring::Exact);
+}
+
+/// Over all ids, some that are drawn are no codes: they are code 0 in the picture and themselves in replay.
+#[test]
+fn the_full_vocabulary_lets_text_ids_through_and_scores_them() {
+    let law = Law { vocabulary: Vocabulary::Full, ..Law::default() };
+    let policy = small(&[5, 5]).with_law(law.clone()).unwrap();
+    let prompt = Prompt::new("a red star");
+    let drawn = draw(&policy, &[&prompt; 8]);
+    let n_strays: usize = drawn.iter().map(|completion| completion.trace.strays.len()).sum();
+    assert!(n_strays > 0 && n_strays < 8 * 12, "{n_strays} of 96 ids are text");
+    for completion in &drawn {
+        for &(position, id) in &completion.trace.strays {
+            assert_eq!(completion.trace.codes[position as usize], 0);
+            assert!(id < 14, "{id} is a code");
+        }
+    }
+    assert!(difference(law) < 1e-4);
+    let mut wrong = drawn[0].trace.clone();
+    wrong.strays = vec![(0, 14)];
+    let error = policy.log_probs(&[(&prompt, &wrong)]).err().unwrap().to_string();
+    assert!(error.contains("stray id 14 at position 0"), "{error}");
+    let visual = small(&[5, 5]);
+    let other = draw(&visual, &[&prompt]).remove(0).trace;
+    let error = visual.log_probs(&[(&prompt, &other), (&prompt, &drawn[0].trace)]).err().unwrap().to_string();
+    assert!(error.contains("replay them apart"), "{error}");
+}
+
+#[test]
+fn greedy_draws_are_all_the_likeliest() {
+    let policy = small(&[5, 5]).with_law(Law { greedy: true, ..Law::default() }).unwrap();
+    let prompt = Prompt::new("a red star");
+    let drawn = draw(&policy, &[&prompt; 3]);
+    assert!(drawn.iter().all(|other| other.trace.codes == drawn[0].trace.codes));
+    assert!(drawn[0].log_probs.iter().all(|log_prob| *log_prob == 0.0));
+    // The conditional law, cut to its best code, is the greedy one.
+    let best = small(&[5, 5]).with_law(Law { top_k: Some(1), ..Law::default() }).unwrap();
+    assert_eq!(draw(&best, &[&prompt])[0].trace.codes, drawn[0].trace.codes);
 }
 
 #[test]

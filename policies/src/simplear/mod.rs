@@ -7,26 +7,25 @@
 
 mod files;
 mod law;
+mod sampling;
 mod stages;
 mod text;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
 use grpo::{BoxError, Completion, Error, LogProbs, Params, Policy, Prompt, Request, Result, Scoring};
 use image::RgbImage;
-use rayon::prelude::*;
 use serde::Serialize;
 
 pub use files::Stage;
-pub use law::{Law, ScoredAs};
+pub use law::{Law, ScoredAs, Vocabulary};
 pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
 pub use text::{SPECIAL_TOKENS, TextTokenizer};
 
 use crate::cosmos::Cosmos;
-use crate::decoder::{Decoder, Snapshot, repeat_rows};
-use law::{Draw, draw};
+use crate::decoder::Decoder;
+use sampling::Draw;
 
 /// Rows and columns of visual tokens.
 pub type Grid = (usize, usize);
@@ -43,8 +42,13 @@ pub struct SimpleAr {
 /// The visual tokens of an image and the law they were drawn by.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageTrace {
-    /// Codes in raster order, each below the size of the codebook.
+    /// Codes in raster order, each below the size of the codebook: what the picture was decoded from.
     pub codes: Vec<u32>,
+    /// Under [`Vocabulary::Full`], the positions where an id was drawn that is no code, and the id; the code there is 0.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub strays: Vec<(u32, u32)>,
+    /// Which ids competed.
+    pub vocabulary: Vocabulary,
     /// The temperature at which replay scores them.
     pub temperature: f32,
     /// What stood before the caption.
@@ -134,56 +138,27 @@ impl SimpleAr {
         if prefix.is_empty() { self.text.prompt(caption) } else { self.text.prompt(&format!("{prefix}{caption}")) }
     }
 
-    fn negative_ids(&self) -> Result<Vec<u32>> {
-        match &self.law.negative_prompt {
-            Some(negative) => self.text.prompt(negative),
-            None => Ok(self.text.null_prompt()),
-        }
-    }
-
-    /// Codes and log-probs of every request, in order.
-    fn draw_codes(&self, requests: &[Request<'_>]) -> Result<Vec<Vec<Draw>>> {
-        let snapshot = self.decoder.snapshot(self.visual_ids())?;
-        let (prompts, repeats) = self.distinct_prompts(requests)?;
-        let mut conditional = Branch::read(&snapshot, &prompts, &repeats, self.n_tokens())?;
-        let mut unconditional = match self.law.guidance == 1.0 {
-            true => None,
-            false => Some(Branch::read(&snapshot, &[self.negative_ids()?], &[requests.len()], self.n_tokens())?),
-        };
-        let mut drawn: Vec<Vec<Draw>> = vec![Vec::with_capacity(self.n_tokens()); requests.len()];
-        for position in 0..self.n_tokens() {
-            let c = conditional.logits()?;
-            let u = unconditional.as_ref().map(Branch::logits).transpose()?;
-            drawn.par_iter_mut().enumerate().for_each(|(row, drawn)| {
-                let uniform = requests[row].seed.fold(position as u64).uniform();
-                drawn.push(draw(&self.law, &c[row], u.as_ref().map(|u| u[row].as_slice()), uniform));
-            });
-            if position + 1 < self.n_tokens() {
-                let offset = self.text.n_ids();
-                let ids: Vec<u32> = drawn.iter().filter_map(|row| row.last()).map(|draw| offset + draw.code).collect();
-                conditional.advance(&ids)?;
-                unconditional.as_mut().map(|branch| branch.advance(&ids)).transpose()?;
-            }
-        }
-        Ok(drawn)
-    }
-
-    /// Each run of requests for one caption is read once; how often it is repeated.
-    fn distinct_prompts(&self, requests: &[Request<'_>]) -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
-        let (mut prompts, mut repeats): (Vec<Vec<u32>>, Vec<usize>) = (Vec::new(), Vec::new());
-        for run in requests.chunk_by(|a, b| a.prompt.text == b.prompt.text) {
-            prompts.push(self.prompt_ids(&run[0].prompt.text, &self.law.prefix)?);
-            repeats.push(run.len());
-        }
-        Ok((prompts, repeats))
-    }
-
     /// The images of codes.
     pub fn decode(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
         self.cosmos.decode(codes, self.grid)
     }
 
-    fn check_trace(&self, trace: &ImageTrace, temperature: f32) -> Result<()> {
+    /// What was drawn as a trace: ids below the first visual one are strays, and code 0 in the picture.
+    fn trace(&self, drawn: &[Draw]) -> ImageTrace {
+        let offset = self.text.n_ids();
+        let strays = drawn.iter().zip(0..).filter(|(draw, _)| draw.id < offset).map(|(draw, at)| (at, draw.id));
+        ImageTrace {
+            codes: drawn.iter().map(|draw| draw.id.saturating_sub(offset)).collect(),
+            strays: strays.collect(),
+            vocabulary: self.law.vocabulary,
+            temperature: self.law.temperature,
+            prefix: self.law.prefix.clone(),
+        }
+    }
+
+    /// The ids of a trace, checked.
+    fn trace_ids(&self, trace: &ImageTrace) -> Result<Vec<u32>> {
+        let (offset, n_codes) = (self.text.n_ids(), self.cosmos.n_codes());
         if trace.codes.len() != self.n_tokens() {
             return Err(Error::config(format!(
                 "a trace has {} codes; the grid of {} x {} needs {}",
@@ -193,41 +168,21 @@ impl SimpleAr {
                 self.n_tokens()
             )));
         }
-        if let Some(code) = trace.codes.iter().find(|&&code| code >= self.cosmos.n_codes()) {
-            let n_codes = self.cosmos.n_codes();
+        if let Some(code) = trace.codes.iter().find(|&&code| code >= n_codes) {
             return Err(Error::config(format!("a trace holds code {code}; the codebook has {n_codes}")));
         }
-        if trace.temperature != temperature {
-            return Err(Error::config(format!(
-                "traces of temperatures {temperature} and {} in one batch; replay them apart",
-                trace.temperature
-            )));
+        let mut ids: Vec<u32> = trace.codes.iter().map(|code| offset + code).collect();
+        for &(position, id) in &trace.strays {
+            let place = ids.get_mut(position as usize).filter(|_| id < offset);
+            let Some(place) = place.filter(|_| trace.vocabulary == Vocabulary::Full) else {
+                return Err(Error::config(format!(
+                    "a trace has stray id {id} at position {position}; strays are text ids within the grid, drawn from \
+                     the full vocabulary"
+                )));
+            };
+            *place = id;
         }
-        Ok(())
-    }
-}
-
-/// One decoding branch of guidance: a cache and the hidden states after its last token.
-struct Branch<'a> {
-    snapshot: &'a Snapshot,
-    cache: crate::decoder::Cache,
-    hidden: Tensor,
-}
-
-impl<'a> Branch<'a> {
-    fn read(snapshot: &'a Snapshot, prompts: &[Vec<u32>], repeats: &[usize], n_tokens: usize) -> Result<Self> {
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let (cache, hidden) = snapshot.prefill(prompts, longest + n_tokens)?;
-        Ok(Self { snapshot, cache: cache.expand(repeats)?, hidden: repeat_rows(&hidden, repeats)? })
-    }
-
-    fn logits(&self) -> Result<Vec<Vec<f32>>> {
-        Ok(self.snapshot.logits(&self.hidden)?.to_device(&Device::Cpu)?.to_vec2()?)
-    }
-
-    fn advance(&mut self, ids: &[u32]) -> Result<()> {
-        self.hidden = self.snapshot.decode_step(&mut self.cache, ids)?;
-        Ok(())
+        Ok(ids)
     }
 }
 
@@ -239,35 +194,46 @@ impl Policy for SimpleAr {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let drawn = self.draw_codes(requests)?;
-        let codes: Vec<Vec<u32>> = drawn.iter().map(|row| row.iter().map(|draw| draw.code).collect()).collect();
+        let drawn = self.draw_ids(requests)?;
+        let traces: Vec<ImageTrace> = drawn.iter().map(|drawn| self.trace(drawn)).collect();
+        let codes: Vec<Vec<u32>> = traces.iter().map(|trace| trace.codes.clone()).collect();
         let images = self.decode(&codes)?;
-        let complete = |((codes, drawn), sample): ((Vec<u32>, Vec<Draw>), RgbImage)| Completion {
+        let complete = |((trace, drawn), sample): ((ImageTrace, Vec<Draw>), RgbImage)| Completion {
             sample,
-            trace: ImageTrace { codes, temperature: self.law.temperature, prefix: self.law.prefix.clone() },
+            trace,
             log_probs: drawn.iter().map(|draw| draw.log_prob).collect(),
         };
-        Ok(codes.into_iter().zip(drawn).zip(images).map(complete).collect())
+        Ok(traces.into_iter().zip(drawn).zip(images).map(complete).collect())
     }
 
     fn log_probs(&self, batch: &[(&Prompt, &ImageTrace)]) -> Result<LogProbs, BoxError> {
         let Some((_, first)) = batch.first() else { return Err("an empty batch has no log-probs".into()) };
-        let (temperature, n_tokens, offset) = (first.temperature, self.n_tokens(), self.text.n_ids());
+        let (temperature, vocabulary, n_tokens) = (first.temperature, first.vocabulary, self.n_tokens());
+        if let Some((_, other)) =
+            batch.iter().find(|(_, trace)| trace.temperature != temperature || trace.vocabulary != vocabulary)
+        {
+            return Err(Box::new(Error::config(format!(
+                "traces of temperatures {temperature} and {}, over {vocabulary:?} and {:?} ids, in one batch; replay \
+                 them apart",
+                other.temperature, other.vocabulary
+            ))));
+        }
         let mut rows = Vec::with_capacity(batch.len());
         let mut places = Vec::with_capacity(batch.len() * n_tokens);
         let mut targets = Vec::with_capacity(batch.len() * n_tokens);
         for (row, (prompt, trace)) in batch.iter().enumerate() {
-            self.check_trace(trace, temperature)?;
+            let drawn = self.trace_ids(trace)?;
             let mut ids = self.prompt_ids(&prompt.text, &trace.prefix)?;
             places.extend((0..n_tokens).map(|token| (row, ids.len() - 1 + token)));
-            targets.extend(trace.codes.iter().map(|code| offset + code));
             // The last token is chosen and never read.
-            ids.extend(trace.codes[..n_tokens - 1].iter().map(|code| offset + code));
+            ids.extend(&drawn[..n_tokens - 1]);
+            targets.extend(drawn);
             rows.push(ids);
         }
         let hidden = self.decoder.forward(&rows)?;
         let hidden = self.decoder.hidden_at(&hidden, &places)?;
-        let (log_probs, entropy) = self.decoder.log_probs_of(&hidden, &targets, self.visual_ids(), temperature)?;
+        let (log_probs, entropy) =
+            self.decoder.log_probs_of(&hidden, &targets, self.choices(vocabulary), temperature)?;
         let shape = (batch.len(), n_tokens);
         let log_probs = log_probs.reshape(shape)?;
         let mask = log_probs.ones_like()?.detach();
