@@ -316,5 +316,5 @@ fn rows_that_cannot_be_read_are_errors() {
     assert!(snapshot.logits(&hidden.narrow(1, 0, 5).unwrap()).is_err());
     snapshot.decode_step(&mut cache, &[5]).unwrap();
     let full = snapshot.decode_step(&mut cache, &[5]).unwrap_err().to_string();
-    assert_eq!(full, "row 0 of the cache is full at 3 tokens; prefill with a greater capacity");
+    assert_eq!(full, "row 0 of the cache has room for 0 more tokens, not for 1; prefill with a greater capacity");
 }

@@ -5,7 +5,7 @@ use grpo::{Error, Result};
 
 /// Keys and values of each row's tokens so far, with room for `capacity` of them.
 ///
-/// Made by [`super::Snapshot::prefill`], advanced by [`super::Snapshot::decode_step`].
+/// Made by [`super::Snapshot::prefill`], advanced by [`super::Snapshot::decode_step`] and [`super::Snapshot::extend`].
 #[derive(Clone, Debug)]
 pub struct Cache {
     pub(super) store: Store,
@@ -69,14 +69,40 @@ impl Cache {
         Ok(Self { store, capacity: self.capacity })
     }
 
-    pub(super) fn has_room(&self) -> Result<()> {
-        match self.lengths().iter().position(|length| *length >= self.capacity) {
-            None => Ok(()),
-            Some(row) => Err(Error::config(format!(
-                "row {row} of the cache is full at {} tokens; prefill with a greater capacity",
-                self.capacity
-            ))),
+    /// Forgets each row's tokens behind the first `lengths` of them.
+    pub fn truncate(&mut self, lengths: &[usize]) -> Result<()> {
+        let have = self.lengths();
+        if lengths.len() != have.len() {
+            let (got, rows) = (lengths.len(), have.len());
+            return Err(Error::config(format!("{got} lengths for a cache of {rows} rows; give one per row")));
         }
+        if let Some(row) = (0..have.len()).find(|row| lengths[*row] > have[*row]) {
+            return Err(Error::config(format!(
+                "row {row} of the cache has {} tokens and cannot be cut to {}; give at most what it has",
+                have[row], lengths[row]
+            )));
+        }
+        match &mut self.store {
+            Store::Host(rows) => rows.iter_mut().zip(lengths).for_each(|(row, length)| row.length = *length),
+            Store::Device(cache) => cache.lengths.copy_from_slice(lengths),
+        }
+        Ok(())
+    }
+
+    /// An error where a run of tokens does not fit behind its row.
+    pub(super) fn check_room(&self, runs: &[&[u32]]) -> Result<()> {
+        // A device writes the filling of an empty run behind the row's end.
+        let least = usize::from(matches!(self.store, Store::Device(_)));
+        for (row, (length, run)) in self.lengths().iter().zip(runs).enumerate() {
+            if length + run.len().max(least) > self.capacity {
+                return Err(Error::config(format!(
+                    "row {row} of the cache has room for {} more tokens, not for {}; prefill with a greater capacity",
+                    self.capacity - length,
+                    run.len().max(least)
+                )));
+            }
+        }
+        Ok(())
     }
 }
 

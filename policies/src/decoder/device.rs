@@ -37,57 +37,84 @@ impl DeviceEngine {
         Ok((DeviceCache { keys, values, lengths }, self.decoder.hidden_at(&hidden, &last)?))
     }
 
-    pub(super) fn step(&self, cache: &mut DeviceCache, ids: &[u32]) -> Result<Tensor> {
+    /// Reads each row's run of ids; the hidden states after every one of them, row after row.
+    ///
+    /// Shorter runs are filled up with their last token, which writes what it wrote before; an empty one with a token
+    /// behind the row's end, which nobody sees.
+    pub(super) fn extend(&self, cache: &mut DeviceCache, runs: &[&[u32]]) -> Result<Tensor> {
         let config = self.decoder.config();
-        let mut x = self.decoder.embed(ids)?;
+        let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0);
+        let (mut ids, mut positions, mut real) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, (run, length)) in runs.iter().zip(&cache.lengths).enumerate() {
+            for offset in 0..longest {
+                let last = offset.min(run.len().saturating_sub(1));
+                ids.push(run.get(last).copied().unwrap_or(0));
+                positions.push(length + last);
+            }
+            real.extend((0..run.len()).map(|offset| (row * longest + offset) as u32));
+        }
+        let places = Places { shape: (runs.len(), longest), positions };
+        let mut x = self.decoder.embed(&ids)?;
         for (index, layer) in self.decoder.layers().iter().enumerate() {
             let qkv = self.decoder.project(layer, &x)?;
-            let attended = self.attend(cache, index, &qkv)?;
+            let attended = self.attend(cache, index, &qkv, &places)?;
             x = self.decoder.finish_layer(layer, &x, &attended)?;
         }
-        cache.lengths.iter_mut().for_each(|length| *length += 1);
+        cache.lengths.iter_mut().zip(runs).for_each(|(length, run)| *length += run.len());
+        let n_real = real.len();
+        let x = x.index_select(&Tensor::from_vec(real, n_real, x.device())?, 0)?;
         Ok(rms_norm(&x, self.decoder.norm(), config.rms_norm_eps)?)
     }
 
-    /// Stores the new token's key and value and attends to all so far: `[rows, h · d]`.
-    fn attend(&self, cache: &DeviceCache, layer: usize, qkv: &Tensor) -> Result<Tensor> {
+    /// Stores the new tokens' keys and values and attends to all so far: `[rows · tokens, h · d]`.
+    fn attend(&self, cache: &DeviceCache, layer: usize, qkv: &Tensor, places: &Places) -> Result<Tensor> {
         let config = self.decoder.config();
-        let (rows, d) = (cache.lengths.len(), config.head_dim());
+        let ((rows, tokens), d) = (places.shape, config.head_dim());
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let (keys, values) = (&cache.keys[layer], &cache.values[layer]);
         let capacity = keys.dim(2)?;
-        let positions: Vec<u32> = cache.lengths.iter().map(|length| *length as u32).collect();
-        let positions = Tensor::from_vec(positions, rows, qkv.device())?;
+        let positions: Vec<u32> = places.positions.iter().map(|position| *position as u32).collect();
+        let positions = Tensor::from_vec(positions, rows * tokens, qkv.device())?;
         let (cos, sin) = self.decoder.rope().tables(capacity, qkv.device())?;
-        let angles = |table: &Tensor| table.index_select(&positions, 0)?.reshape((rows, 1, d / 2));
+        let angles = |table: &Tensor| table.index_select(&positions, 0)?.reshape((rows, 1, tokens, d / 2));
         let (cos, sin) = (angles(&cos)?, angles(&sin)?);
-        let part = |first: usize, n: usize| qkv.narrow(1, first * d, n * d)?.contiguous()?.reshape((rows, n, d));
+        let part = |first: usize, n: usize| {
+            qkv.narrow(1, first * d, n * d)?.contiguous()?.reshape((rows, tokens, n, d))?.transpose(1, 2)?.contiguous()
+        };
         let q = self.decoder.rope().composite_with(&part(0, heads)?, &cos, &sin)?;
         let k = self.decoder.rope().composite_with(&part(heads, kv_heads)?, &cos, &sin)?;
         let v = part(heads + kv_heads, kv_heads)?;
-        let place = positions.reshape((rows, 1, 1, 1))?.broadcast_as((rows, kv_heads, 1, d))?.contiguous()?;
-        keys.scatter_set(&place, &k.unsqueeze(2)?.contiguous()?, 2)?;
-        values.scatter_set(&place, &v.unsqueeze(2)?.contiguous()?, 2)?;
-        let q = q.reshape((rows, kv_heads, heads / kv_heads, d))?;
+        let place = positions.reshape((rows, 1, tokens, 1))?.broadcast_as((rows, kv_heads, tokens, d))?.contiguous()?;
+        keys.scatter_set(&place, &k.contiguous()?, 2)?;
+        values.scatter_set(&place, &v, 2)?;
+        let q = q.reshape((rows, kv_heads, heads / kv_heads * tokens, d))?;
         let scores = (q.matmul(&keys.t()?)? / (d as f64).sqrt())?.to_dtype(DType::F32)?;
-        let scores = scores.broadcast_add(&self.seen(cache, capacity)?)?;
+        let scores = scores.reshape((rows, heads, tokens, capacity))?.broadcast_add(&self.seen(places, capacity)?)?;
         let weights = scores.broadcast_sub(&scores.max_keepdim(3)?)?.exp()?;
         let weights = weights.broadcast_div(&weights.sum_keepdim(3)?)?.to_dtype(qkv.dtype())?;
-        Ok(weights.matmul(values)?.reshape((rows, heads * d))?)
+        let weights = weights.reshape((rows, kv_heads, heads / kv_heads * tokens, capacity))?;
+        let attended = weights.matmul(values)?.reshape((rows, heads, tokens, d))?;
+        Ok(attended.transpose(1, 2)?.reshape((rows * tokens, heads * d))?)
     }
 
-    /// 0 at positions that a row has read and negative infinity at others, `[rows, 1, 1, capacity]`.
-    fn seen(&self, cache: &DeviceCache, capacity: usize) -> Result<Tensor> {
-        let bias = |length: usize, position: usize| if position <= length { 0.0 } else { f32::NEG_INFINITY };
-        let mask: Vec<f32> = cache
-            .lengths
-            .iter()
-            .flat_map(|length| (0..capacity).map(move |position| bias(*length, position)))
-            .collect();
-        Ok(Tensor::from_vec(mask, (cache.lengths.len(), 1, 1, capacity), self.decoder.device())?)
+    /// 0 at positions that a token may see and negative infinity at others, `[rows, 1, tokens, capacity]`.
+    fn seen(&self, places: &Places, capacity: usize) -> Result<Tensor> {
+        let bias = |last: usize, position: usize| if position <= last { 0.0 } else { f32::NEG_INFINITY };
+        let mask: Vec<f32> =
+            places.positions.iter().flat_map(|last| (0..capacity).map(move |position| bias(*last, position))).collect();
+        let (rows, tokens) = places.shape;
+        Ok(Tensor::from_vec(mask, (rows, 1, tokens, capacity), self.decoder.device())?)
     }
 
     pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         Ok(hidden.matmul(&self.head)?)
     }
+}
+
+/// Where the tokens of a pass stand.
+struct Places {
+    /// Rows and tokens of each.
+    shape: (usize, usize),
+    /// Position of each token in its row, row after row.
+    positions: Vec<usize>,
 }

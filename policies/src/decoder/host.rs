@@ -13,7 +13,7 @@ use super::cache::RowCache;
 use super::weights::Layer;
 use super::{Decoder, DecoderConfig};
 use crate::ops::kernel::{Panels, Product};
-use crate::ops::rms_norm::{normalise, normalise_rows};
+use crate::ops::rms_norm::normalise_rows;
 use crate::ops::rope::Rope;
 use crate::ops::swiglu::activate_rows;
 use crate::ops::vector::{self, vectorised};
@@ -100,23 +100,38 @@ impl HostEngine {
         };
         let empty = || RowCache { keys: vec![0.0; size], values: vec![0.0; size], length: 0 };
         let mut rows: Vec<RowCache> = prompts.iter().map(|_| empty()).collect();
-        let mut hidden = vec![0.0; prompts.len() * config.hidden_size];
-        let tasks = rows.par_iter_mut().zip(prompts).zip(hidden.par_chunks_mut(config.hidden_size));
-        tasks.for_each(|((row, prompt), hidden)| {
-            self.advance(std::slice::from_mut(row), prompt, hidden, capacity);
-        });
-        Ok((rows, tensor(hidden, (prompts.len(), config.hidden_size))?))
+        let hidden = self.extend(&mut rows, prompts)?;
+        let lasts: Vec<u32> = prompts
+            .iter()
+            .scan(0, |end, prompt| {
+                *end += prompt.len() as u32;
+                Some(*end - 1)
+            })
+            .collect();
+        let hidden = hidden.index_select(&Tensor::from_vec(lasts, prompts.len(), hidden.device())?, 0)?;
+        Ok((rows, hidden))
     }
 
-    pub(super) fn step(&self, rows: &mut [RowCache], ids: &[u32]) -> Result<Tensor> {
+    /// Reads each row's run of ids; the hidden states after every one of them, row after row.
+    pub(super) fn extend(&self, rows: &mut [RowCache], runs: &[&[u32]]) -> Result<Tensor> {
         let width = self.config.hidden_size;
         let per_head = self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim();
         let capacity = rows.first().map_or(0, |row| row.keys.len() / per_head);
-        let mut hidden = vec![0.0; rows.len() * width];
-        let tile = tile_rows(rows.len());
-        let tasks = rows.par_chunks_mut(tile).zip(ids.par_chunks(tile)).zip(hidden.par_chunks_mut(tile * width));
-        tasks.for_each(|((rows, ids), hidden)| self.advance(rows, ids, hidden, capacity));
-        Ok(tensor(hidden, (rows.len(), width))?)
+        let n_tokens = runs.iter().map(|run| run.len()).sum();
+        let mut hidden = vec![0.0; n_tokens * width];
+        let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0);
+        let tile = (tile_rows(rows.len() * longest) / longest.max(1)).max(1);
+        let (mut rows_left, mut hidden_left) = (rows, &mut hidden[..]);
+        let mut tasks = Vec::with_capacity(runs.len().div_ceil(tile));
+        for runs in runs.chunks(tile) {
+            let (rows, rest) = rows_left.split_at_mut(runs.len());
+            let n_tokens: usize = runs.iter().map(|run| run.len()).sum();
+            let (hidden, more) = hidden_left.split_at_mut(n_tokens * width);
+            tasks.push((rows, runs, hidden));
+            (rows_left, hidden_left) = (rest, more);
+        }
+        tasks.into_par_iter().for_each(|(rows, runs, hidden)| self.advance(rows, runs, hidden, capacity));
+        Ok(tensor(hidden, (n_tokens, width))?)
     }
 
     pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
@@ -138,28 +153,25 @@ impl HostEngine {
         Ok(tensor(out, (rows, n))?)
     }
 
-    /// Reads `ids`, shared out evenly to the rows, and writes the hidden state after each row's last.
-    fn advance(&self, rows: &mut [RowCache], ids: &[u32], hidden: &mut [f32], capacity: usize) {
+    /// Reads each row's run of ids and writes the hidden states after every one of them.
+    fn advance(&self, rows: &mut [RowCache], runs: &[&[u32]], hidden: &mut [f32], capacity: usize) {
         let width = self.config.hidden_size;
-        let each = ids.len() / rows.len().max(1);
-        let mut buffers = self.buffers(ids.len(), capacity);
-        for (x, id) in buffers.x.chunks_exact_mut(width).zip(ids) {
+        let mut buffers = self.buffers(hidden.len() / width, capacity);
+        for (x, id) in buffers.x.chunks_exact_mut(width).zip(runs.iter().copied().flatten()) {
             x.copy_from_slice(&self.embedding[*id as usize * width..][..width]);
         }
         for (index, layer) in self.layers.iter().enumerate() {
             self.project(layer, &mut buffers);
-            for token in 0..ids.len() {
-                let cache = &mut rows[token / each];
-                let place = Place { layer: index, token, position: cache.length + token % each, capacity };
+            let row_of = |(row, run): (usize, &&[u32])| (0..run.len()).map(move |offset| (row, offset));
+            for (token, (row, offset)) in runs.iter().enumerate().flat_map(row_of).enumerate() {
+                let cache = &mut rows[row];
+                let place = Place { layer: index, token, position: cache.length + offset, capacity };
                 vectorised(|| self.attend(cache, &mut buffers, place));
             }
             self.finish_layer(layer, &mut buffers);
         }
-        for (row, (cache, hidden)) in rows.iter_mut().zip(hidden.chunks_exact_mut(width)).enumerate() {
-            cache.length += each;
-            let last = ((row + 1) * each - 1) * width;
-            normalise(&buffers.x[last..last + width], &self.norm, self.config.rms_norm_eps as f32, hidden);
-        }
+        rows.iter_mut().zip(runs).for_each(|(cache, run)| cache.length += run.len());
+        vectorised(|| normalise_rows(&buffers.x, &self.norm, self.config.rms_norm_eps as f32, hidden));
     }
 
     fn buffers(&self, tokens: usize, capacity: usize) -> Buffers {

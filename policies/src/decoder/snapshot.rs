@@ -97,12 +97,25 @@ impl Snapshot {
                 cache.rows()
             )));
         }
-        let rows: Vec<&[u32]> = ids.chunks(1).collect();
-        self.config.check_ids(&rows)?;
-        cache.has_room()?;
+        self.extend(cache, &ids.chunks(1).collect::<Vec<_>>())
+    }
+
+    /// Reads a run of tokens in each row, none where it is empty; the hidden states after every one of them, row after
+    /// row, `[tokens, H]`.
+    ///
+    /// Tokens that turn out to be wrong are taken back with [`Cache::truncate`].
+    pub fn extend(&self, cache: &mut Cache, runs: &[impl AsRef<[u32]>]) -> Result<Tensor> {
+        let runs: Vec<&[u32]> = runs.iter().map(AsRef::as_ref).collect();
+        if runs.len() != cache.rows() {
+            let (got, rows) = (runs.len(), cache.rows());
+            return Err(Error::config(format!("{got} runs of tokens for a cache of {rows} rows; give one per row")));
+        }
+        let filled: Vec<&[u32]> = runs.iter().copied().filter(|run| !run.is_empty()).collect();
+        self.config.check_ids(&filled)?;
+        cache.check_room(&runs)?;
         match (&self.engine, &mut cache.store) {
-            (Engine::Host(engine), Store::Host(rows)) => engine.step(rows, ids),
-            (Engine::Device(engine), Store::Device(cache)) => engine.step(cache, ids),
+            (Engine::Host(engine), Store::Host(rows)) => engine.extend(rows, &runs),
+            (Engine::Device(engine), Store::Device(cache)) => engine.extend(cache, &runs),
             _ => Err(Error::config("the cache is another device's; prefill with this snapshot")),
         }
     }
@@ -149,5 +162,43 @@ mod tests {
             assert_eq!(cache.lengths(), other_cache.lengths());
         }
         assert!(host.decode_step(&mut other_cache, &[1, 2, 3]).is_err());
+    }
+
+    #[test]
+    fn runs_of_any_length_are_read_as_one_by_one_and_taken_back() {
+        let config = DecoderConfig { vocab_size: 60, num_hidden_layers: 2, ..DecoderConfig::default() };
+        let decoder = Decoder::init(config, Seed::new(3)).unwrap();
+        let prompts = [vec![1, 2, 3, 4, 5], vec![6], vec![7, 8]];
+        for (snapshot, tolerance) in
+            [(decoder.snapshot(9..60).unwrap(), 0.0), (Snapshot::composite(&decoder, 9..60).unwrap(), 1e-4)]
+        {
+            let (mut cache, _) = snapshot.prefill(&prompts, 12).unwrap();
+            let (mut slow, mut truncated) = (cache.clone(), cache.clone());
+            let runs: [&[u32]; 3] = [&[10, 11, 12], &[], &[20, 21, 22, 23, 24]];
+            let hidden = snapshot.extend(&mut cache, &runs).unwrap();
+            assert_eq!((hidden.dims(), cache.lengths()), (&[8, 128][..], vec![8, 1, 7]));
+            let mut one_by_one = Vec::new();
+            for step in 0..5 {
+                let runs: Vec<&[u32]> = runs.iter().map(|run| run.get(step..=step).unwrap_or(&[])).collect();
+                one_by_one.push(snapshot.extend(&mut slow, &runs).unwrap());
+            }
+            // Rows 0 and 2 both move in the first three steps, row 2 alone after.
+            let want = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (4, 0)];
+            for (index, (step, row)) in want.into_iter().enumerate() {
+                let (got, want) = (hidden.get(index).unwrap(), one_by_one[step].get(row).unwrap());
+                assert!(distance(&got, &want) <= tolerance, "token {index}: {}", distance(&got, &want));
+            }
+            // Wrong tokens that are taken back leave nothing behind.
+            let wrong: [&[u32]; 3] = [&[50, 51], &[52], &[53]];
+            snapshot.extend(&mut truncated, &wrong).unwrap();
+            truncated.truncate(&[5, 1, 2]).unwrap();
+            let again = snapshot.extend(&mut truncated, &runs).unwrap();
+            assert!(distance(&again, &hidden) <= tolerance);
+            assert!(
+                truncated.truncate(&[9, 1, 7]).unwrap_err().to_string().contains("row 0 of the cache has 8 tokens")
+            );
+            let error = snapshot.extend(&mut cache, &[vec![1; 5], vec![], vec![]]).unwrap_err().to_string();
+            assert!(error.contains("row 0 of the cache has room for 4 more tokens, not for 5"), "{error}");
+        }
     }
 }
