@@ -39,6 +39,21 @@ impl Distribution {
     pub(crate) fn draw(&self, uniform: f64) -> usize {
         inverse_cdf((0..self.scores.len()).map(|choice| self.probability(choice)), uniform)
     }
+
+    /// A draw from the normalised `max(0, self - other)`, what is left of this law where `other`'s draw was refused
+    /// (Leviathan et al., 2023, arXiv 2211.17192, algorithm 1).
+    pub(crate) fn draw_excess(&self, other: &Self, uniform: f64) -> usize {
+        let excess: Vec<f64> = (0..self.scores.len())
+            .map(|choice| (self.probability(choice) - other.probability(choice)).max(0.0))
+            .collect();
+        let sum: f64 = excess.iter().sum();
+        if sum > 0.0 {
+            inverse_cdf(excess.iter().map(|weight| weight / sum), uniform)
+        } else {
+            // Equal laws refuse no draw but by rounding.
+            self.draw(uniform)
+        }
+    }
 }
 
 /// `u + s·(c − u)` of the two log-softmaxes (SimpleAR's `CFGLogits`), before any shaping.
@@ -226,5 +241,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_excess_over_another_law_is_what_is_left() {
+        let law = Distribution::new(LOGITS.to_vec(), &PLAIN);
+        // Over the flat law only choice 1 has more, so every draw is it.
+        for uniform in [0.0, 0.5, 0.999] {
+            assert_eq!(law.draw_excess(&Distribution::new(vec![0.0; 4], &PLAIN), uniform), 1);
+        }
+        assert_eq!(law.draw_excess(&law, 0.5), law.draw(0.5));
     }
 }

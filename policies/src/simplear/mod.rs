@@ -8,6 +8,7 @@
 mod files;
 mod law;
 mod sampling;
+mod speculative;
 mod stages;
 mod text;
 
@@ -20,12 +21,12 @@ use serde::Serialize;
 
 pub use files::Stage;
 pub use law::{Law, ScoredAs, Vocabulary};
+pub use sampling::Drawn;
 pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
 pub use text::{SPECIAL_TOKENS, TextTokenizer};
 
 use crate::cosmos::Cosmos;
 use crate::decoder::Decoder;
-use sampling::Draw;
 
 /// Rows and columns of visual tokens.
 pub type Grid = (usize, usize);
@@ -37,6 +38,8 @@ pub struct SimpleAr {
     text: Arc<TextTokenizer>,
     law: Arc<Law>,
     grid: Grid,
+    /// Places decided in one pass of the decoder.
+    window: usize,
 }
 
 /// The visual tokens of an image and the law they were drawn by.
@@ -75,13 +78,26 @@ impl SimpleAr {
                 grid.0, grid.1
             )));
         }
-        Ok(Self { decoder, cosmos, text, law: Arc::new(Law::default()), grid })
+        Ok(Self { decoder, cosmos, text, law: Arc::new(Law::default()), grid, window: 1 })
     }
 
     /// Samples by this law from now on.
     pub fn with_law(mut self, law: Law) -> Result<Self> {
         law.check()?;
         self.law = Arc::new(law);
+        Ok(self)
+    }
+
+    /// Decides up to `window` places in one pass of the decoder from now on, by speculative Jacobi decoding; 1, the
+    /// default, draws token by token, and more than the grid is the whole grid.
+    ///
+    /// The law stays the same and the draws of a seed become others. Fewer passes pay where a pass costs the same for
+    /// one token and for `window`: at small batches on a GPU, seldom on a CPU.
+    pub fn with_window(mut self, window: usize) -> Result<Self> {
+        if window == 0 {
+            return Err(Error::config("window is 0; give 1 to draw token by token, 16 or 32 to speculate"));
+        }
+        self.window = window.min(self.n_tokens());
         Ok(self)
     }
 
@@ -102,6 +118,7 @@ impl SimpleAr {
             text: self.text.clone(),
             law: self.law.clone(),
             grid: self.grid,
+            window: self.window,
         }
     }
 
@@ -144,11 +161,11 @@ impl SimpleAr {
     }
 
     /// What was drawn as a trace: ids below the first visual one are strays, and code 0 in the picture.
-    fn trace(&self, drawn: &[Draw]) -> ImageTrace {
+    fn trace(&self, ids: &[u32]) -> ImageTrace {
         let offset = self.text.n_ids();
-        let strays = drawn.iter().zip(0..).filter(|(draw, _)| draw.id < offset).map(|(draw, at)| (at, draw.id));
+        let strays = ids.iter().zip(0..).filter(|(id, _)| **id < offset).map(|(id, at)| (at, *id));
         ImageTrace {
-            codes: drawn.iter().map(|draw| draw.id.saturating_sub(offset)).collect(),
+            codes: ids.iter().map(|id| id.saturating_sub(offset)).collect(),
             strays: strays.collect(),
             vocabulary: self.law.vocabulary,
             temperature: self.law.temperature,
@@ -191,19 +208,11 @@ impl Policy for SimpleAr {
     type Trace = ImageTrace;
 
     fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
-        if requests.is_empty() {
-            return Ok(Vec::new());
-        }
-        let drawn = self.draw_ids(requests)?;
-        let traces: Vec<ImageTrace> = drawn.iter().map(|drawn| self.trace(drawn)).collect();
-        let codes: Vec<Vec<u32>> = traces.iter().map(|trace| trace.codes.clone()).collect();
-        let images = self.decode(&codes)?;
-        let complete = |((trace, drawn), sample): ((ImageTrace, Vec<Draw>), RgbImage)| Completion {
-            sample,
-            trace,
-            log_probs: drawn.iter().map(|draw| draw.log_prob).collect(),
-        };
-        Ok(traces.into_iter().zip(drawn).zip(images).map(complete).collect())
+        let drawn = self.draw(requests)?;
+        let codes: Vec<Vec<u32>> = drawn.iter().map(|drawn| drawn.trace.codes.clone()).collect();
+        let complete =
+            |(drawn, sample): (Drawn, RgbImage)| Completion { sample, trace: drawn.trace, log_probs: drawn.log_probs };
+        Ok(drawn.into_iter().zip(self.decode(&codes)?).map(complete).collect())
     }
 
     fn log_probs(&self, batch: &[(&Prompt, &ImageTrace)]) -> Result<LogProbs, BoxError> {

@@ -3,18 +3,57 @@
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use grpo::{Request, Result};
+use grpo::{Request, Result, Seed};
 use rayon::prelude::*;
 
-use super::{Law, SimpleAr, Vocabulary};
+use super::speculative::speculate;
+use super::{ImageTrace, Law, SimpleAr, Vocabulary};
 use crate::decoder::{Cache, Snapshot, repeat_rows};
 use crate::sampling::{Distribution, guided};
 
-/// An id that was drawn, and its log-probability under the law.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Draw {
-    pub(super) id: u32,
-    pub(super) log_prob: f32,
+/// What an image is made of, and what that took.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// The visual tokens.
+    pub trace: ImageTrace,
+    /// Log-probability of each token under the law, `[T]`.
+    pub log_probs: Vec<f32>,
+    /// How often the decoder ran until the last token was known, the pass over the prompt included.
+    pub n_passes: usize,
+}
+
+/// Choices so far of one row, counted from the first that competes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sequence {
+    pub(super) choices: Vec<u32>,
+    /// Log-probability of each under the law.
+    pub(super) log_probs: Vec<f32>,
+    /// Passes of the decoder so far.
+    pub(super) n_passes: usize,
+}
+
+impl Sequence {
+    pub(super) fn push(&mut self, choice: usize, law: &Distribution) {
+        self.choices.push(choice as u32);
+        self.log_probs.push(law.log_prob(choice));
+    }
+}
+
+/// Draws token by token.
+fn one_by_one(mut branches: Branches<'_>, seeds: &[Seed], n_tokens: usize) -> Result<Vec<Sequence>> {
+    let mut rows = vec![Sequence::default(); seeds.len()];
+    let mut laws = branches.first_laws()?;
+    for position in 0..n_tokens {
+        rows.par_iter_mut().zip(&laws).zip(seeds).for_each(|((row, law), seed)| {
+            row.n_passes += 1;
+            row.push(law.draw(seed.fold(position as u64).uniform()), law);
+        });
+        if position + 1 < n_tokens {
+            let lasts: Vec<&[u32]> = rows.iter().map(|row| &row.choices[position..]).collect();
+            laws = branches.extend(&lasts)?;
+        }
+    }
+    Ok(rows)
 }
 
 impl SimpleAr {
@@ -26,24 +65,26 @@ impl SimpleAr {
         }
     }
 
-    /// Ids and log-probs of every request, in order.
-    pub(super) fn draw_ids(&self, requests: &[Request<'_>]) -> Result<Vec<Vec<Draw>>> {
+    /// What every request's image is made of, in order, not yet decoded to pixels.
+    ///
+    /// Depends on each request's prompt and seed, and on the window, never on neighbours.
+    pub fn draw(&self, requests: &[Request<'_>]) -> Result<Vec<Drawn>> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
         let choices = self.choices(self.law.vocabulary);
         let snapshot = self.decoder.snapshot(choices.clone())?;
-        let mut branches = Branches::read(self, &snapshot, requests, self.n_tokens())?;
-        let mut drawn: Vec<Vec<Draw>> = vec![Vec::with_capacity(self.n_tokens()); requests.len()];
-        for position in 0..self.n_tokens() {
-            let laws = branches.laws()?;
-            drawn.par_iter_mut().zip(&laws).zip(requests).for_each(|((drawn, law), request)| {
-                let choice = law.draw(request.seed.fold(position as u64).uniform());
-                drawn.push(Draw { id: (choices.start + choice) as u32, log_prob: law.log_prob(choice) });
-            });
-            if position + 1 < self.n_tokens() {
-                let ids: Vec<u32> = drawn.iter().filter_map(|row| row.last()).map(|draw| draw.id).collect();
-                branches.advance(&ids)?;
-            }
-        }
-        Ok(drawn)
+        let branches = Branches::read(self, &snapshot, requests, self.n_tokens())?;
+        let seeds: Vec<Seed> = requests.iter().map(|request| request.seed).collect();
+        let sequences = match self.window {
+            1 => one_by_one(branches, &seeds, self.n_tokens())?,
+            window => speculate(branches, &seeds, (self.n_tokens(), window))?,
+        };
+        let drawn = |sequence: Sequence| {
+            let ids: Vec<u32> = sequence.choices.iter().map(|choice| choices.start as u32 + choice).collect();
+            Drawn { trace: self.trace(&ids), log_probs: sequence.log_probs, n_passes: sequence.n_passes }
+        };
+        Ok(sequences.into_iter().map(drawn).collect())
     }
 
     fn negative_ids(&self) -> Result<Vec<u32>> {
@@ -67,66 +108,83 @@ impl SimpleAr {
 /// The conditional branch and, under guidance, the unconditional one, which reads the same tokens behind its own prompt.
 pub(super) struct Branches<'a> {
     law: &'a Law,
+    /// The id of the first choice.
+    offset: u32,
     conditional: Branch<'a>,
     unconditional: Option<Branch<'a>>,
 }
 
 impl<'a> Branches<'a> {
     /// Reads the prompts of all requests, with room for `n_tokens` more in each row.
-    pub(super) fn read(
-        policy: &'a SimpleAr,
-        snapshot: &'a Snapshot,
-        requests: &[Request<'_>],
-        n_tokens: usize,
-    ) -> Result<Self> {
+    fn read(policy: &'a SimpleAr, snapshot: &'a Snapshot, requests: &[Request<'_>], n_tokens: usize) -> Result<Self> {
         let (prompts, repeats) = policy.distinct_prompts(requests)?;
         let conditional = Branch::read(snapshot, &prompts, &repeats, n_tokens)?;
         let unconditional = match policy.law.guidance == 1.0 {
             true => None,
             false => Some(Branch::read(snapshot, &[policy.negative_ids()?], &[requests.len()], n_tokens)?),
         };
-        Ok(Self { law: &policy.law, conditional, unconditional })
+        Ok(Self { law: &policy.law, offset: snapshot.slice().start as u32, conditional, unconditional })
     }
 
-    /// The law of each row's next token.
-    pub(super) fn laws(&self) -> Result<Vec<Distribution>> {
-        let c = self.conditional.logits()?;
+    /// The law of each row's first token.
+    pub(super) fn first_laws(&self) -> Result<Vec<Distribution>> {
+        let conditional = self.conditional.logits(&self.conditional.prompt_hidden)?;
+        let unconditional =
+            self.unconditional.as_ref().map(|branch| branch.logits(&branch.prompt_hidden)).transpose()?;
+        Ok(self.laws(conditional, unconditional))
+    }
+
+    /// Reads a run of choices in each row; the law behind every one of them, row after row.
+    pub(super) fn extend(&mut self, runs: &[&[u32]]) -> Result<Vec<Distribution>> {
+        let ids: Vec<Vec<u32>> =
+            runs.iter().map(|run| run.iter().map(|choice| self.offset + choice).collect()).collect();
+        let conditional = self.conditional.extend(&ids)?;
+        let unconditional = self.unconditional.as_mut().map(|branch| branch.extend(&ids)).transpose()?;
+        Ok(self.laws(conditional, unconditional))
+    }
+
+    /// Forgets the last so many tokens of each row.
+    pub(super) fn take_back(&mut self, n_tokens: &[usize]) -> Result<()> {
+        self.conditional.take_back(n_tokens)?;
+        self.unconditional.as_mut().map_or(Ok(()), |branch| branch.take_back(n_tokens))
+    }
+
+    fn laws(&self, conditional: Vec<Vec<f32>>, unconditional: Option<Vec<Vec<f32>>>) -> Vec<Distribution> {
         let shaping = self.law.shaping();
-        let Some(unconditional) = &self.unconditional else {
-            return Ok(c.into_par_iter().map(|c| Distribution::new(c, &shaping)).collect());
+        let Some(unconditional) = unconditional else {
+            return conditional.into_par_iter().map(|c| Distribution::new(c, &shaping)).collect();
         };
-        let u = unconditional.logits()?;
         let law = |(c, u): (&Vec<f32>, &Vec<f32>)| Distribution::new(guided(c, u, self.law.guidance), &shaping);
-        Ok(c.par_iter().zip(&u).map(law).collect())
-    }
-
-    /// Reads one more token in each row.
-    pub(super) fn advance(&mut self, ids: &[u32]) -> Result<()> {
-        self.conditional.advance(ids)?;
-        self.unconditional.as_mut().map_or(Ok(()), |branch| branch.advance(ids))
+        conditional.par_iter().zip(&unconditional).map(law).collect()
     }
 }
 
-/// One decoding branch: a cache and the hidden states after its last token.
+/// One decoding branch: its prompt, read, and the cache of what follows.
 struct Branch<'a> {
     snapshot: &'a Snapshot,
     cache: Cache,
-    hidden: Tensor,
+    /// Hidden states after each row's prompt.
+    prompt_hidden: Tensor,
 }
 
 impl<'a> Branch<'a> {
     fn read(snapshot: &'a Snapshot, prompts: &[Vec<u32>], repeats: &[usize], n_tokens: usize) -> Result<Self> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let (cache, hidden) = snapshot.prefill(prompts, longest + n_tokens)?;
-        Ok(Self { snapshot, cache: cache.expand(repeats)?, hidden: repeat_rows(&hidden, repeats)? })
+        Ok(Self { snapshot, cache: cache.expand(repeats)?, prompt_hidden: repeat_rows(&hidden, repeats)? })
     }
 
-    fn logits(&self) -> Result<Vec<Vec<f32>>> {
-        Ok(self.snapshot.logits(&self.hidden)?.to_device(&Device::Cpu)?.to_vec2()?)
+    fn logits(&self, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
+        Ok(self.snapshot.logits(hidden)?.to_device(&Device::Cpu)?.to_vec2()?)
     }
 
-    fn advance(&mut self, ids: &[u32]) -> Result<()> {
-        self.hidden = self.snapshot.decode_step(&mut self.cache, ids)?;
-        Ok(())
+    fn extend(&mut self, ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+        let hidden = self.snapshot.extend(&mut self.cache, ids)?;
+        self.logits(&hidden)
+    }
+
+    fn take_back(&mut self, n_tokens: &[usize]) -> Result<()> {
+        let lengths: Vec<usize> = self.cache.lengths().iter().zip(n_tokens).map(|(have, back)| have - back).collect();
+        self.cache.truncate(&lengths)
     }
 }
