@@ -12,7 +12,7 @@ use grpo::{
     Scoring, Seed, TrainConfig, Trainer, reward_fn,
 };
 use grpo_policies::cosmos::{Cosmos, CosmosConfig};
-use grpo_policies::decoder::{Decoder, DecoderConfig};
+use grpo_policies::decoder::{Decoder, DecoderConfig, ImagePositions};
 use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::{Law, ScoredAs, SimpleAr, Stage, TextTokenizer, Vocabulary};
 use image::RgbImage;
@@ -20,6 +20,10 @@ use image::RgbImage;
 const WORDS: [&str; 6] = ["a", "photo", "of", "red", "blue", "star"];
 
 fn small(levels: &[u32]) -> SimpleAr {
+    small_with(levels, ImagePositions::Line)
+}
+
+fn small_with(levels: &[u32], image_positions: ImagePositions) -> SimpleAr {
     let config =
         CosmosConfig { channels: 8, levels: levels.to_vec(), embedding_dim: levels.len(), ..CosmosConfig::shapes() };
     let cosmos = Cosmos::init(config, Seed::new(1), &Device::Cpu).unwrap();
@@ -32,6 +36,7 @@ fn small(levels: &[u32]) -> SimpleAr {
         num_attention_heads: 4,
         num_key_value_heads: 2,
         max_position_embeddings: 64,
+        image_positions,
         ..DecoderConfig::default()
     };
     let mut tensors = Decoder::init(config.clone(), Seed::new(2)).unwrap().tensors();
@@ -125,6 +130,32 @@ fn the_full_vocabulary_lets_text_ids_through_and_scores_them() {
     let other = draw(&visual, &[&prompt]).remove(0).trace;
     let error = visual.log_probs(&[(&prompt, &other), (&prompt, &drawn[0].trace)]).err().unwrap().to_string();
     assert!(error.contains("replay them apart"), "{error}");
+}
+
+/// Positions by line and column: sampling equals replay, references keep them, a folder keeps them, and the width of the
+/// grid matters.
+#[test]
+fn two_dimensional_positions_hold_to_the_contract() {
+    let prompts = ["a photo of a red star", "star", "a blue star"].map(Prompt::new);
+    let policy = small_with(&[5, 5], ImagePositions::Grid);
+    assert!(check_policy(&policy, &prompts).unwrap().replay_difference < Some(1e-4));
+    let faster = small_with(&[5, 5], ImagePositions::Grid).with_window(5).unwrap();
+    assert!(check_policy(&faster, &prompts).unwrap().replay_difference < Some(1e-4));
+
+    let drawn = draw(&policy, &[&prompts[0]]);
+    let of = |policy: &SimpleAr| replay(policy, &[&prompts[0]], &drawn);
+    let folder = tempfile::tempdir().unwrap();
+    policy.save(folder.path(), Precision::F32).unwrap();
+    let loaded = SimpleAr::load(folder.path(), 24, 32, &Device::Cpu).unwrap();
+    for other in [policy.frozen().unwrap(), policy.copy().unwrap(), loaded] {
+        assert_eq!(of(&other), of(&policy));
+    }
+    let line = of(&small(&[5, 5]));
+    let wider = SimpleAr::load(folder.path(), 32, 24, &Device::Cpu).unwrap();
+    let near = |a: &[Vec<f32>], b: &[Vec<f32>], at: usize| (a[0][at] - b[0][at]).abs() < 1e-4;
+    // The first line of the image stands at s, s + 1, ... by column but at s by line, so all but its first token differ.
+    assert!(near(&line, &of(&policy), 0) && !near(&line, &of(&policy), 3));
+    assert!(near(&of(&wider), &of(&policy), 2) && !near(&of(&wider), &of(&policy), 5));
 }
 
 #[test]

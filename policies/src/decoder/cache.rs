@@ -3,6 +3,8 @@
 use candle_core::{Result as TensorResult, Tensor};
 use grpo::{Error, Result};
 
+use crate::ops::rope::NO_IMAGE;
+
 /// Keys and values of each row's tokens so far, with room for `capacity` of them.
 ///
 /// Made by [`super::Snapshot::prefill`], advanced by [`super::Snapshot::decode_step`] and [`super::Snapshot::extend`].
@@ -27,6 +29,8 @@ pub(super) struct RowCache {
     pub(super) keys: Vec<f32>,
     pub(super) values: Vec<f32>,
     pub(super) length: usize,
+    /// Where the row's image begins.
+    pub(super) image_start: usize,
 }
 
 /// Keys and values by layer, `[rows, kv_heads, capacity, head_dim]`.
@@ -35,6 +39,8 @@ pub(super) struct DeviceCache {
     pub(super) keys: Vec<Tensor>,
     pub(super) values: Vec<Tensor>,
     pub(super) lengths: Vec<usize>,
+    /// Where each row's image begins.
+    pub(super) image_starts: Vec<usize>,
 }
 
 impl Cache {
@@ -83,8 +89,14 @@ impl Cache {
             )));
         }
         match &mut self.store {
-            Store::Host(rows) => rows.iter_mut().zip(lengths).for_each(|(row, length)| row.length = *length),
-            Store::Device(cache) => cache.lengths.copy_from_slice(lengths),
+            Store::Host(rows) => rows.iter_mut().zip(lengths).for_each(|(row, length)| {
+                row.length = *length;
+                forget_image(&mut row.image_start, *length);
+            }),
+            Store::Device(cache) => {
+                cache.lengths.copy_from_slice(lengths);
+                cache.image_starts.iter_mut().zip(lengths).for_each(|(start, length)| forget_image(start, *length));
+            }
         }
         Ok(())
     }
@@ -116,7 +128,15 @@ impl DeviceCache {
                 .collect::<TensorResult<Vec<_>>>()
         };
         let lengths = index.iter().map(|row| self.lengths[*row]).collect();
-        Ok(Self { keys: select(&self.keys)?, values: select(&self.values)?, lengths })
+        let image_starts = index.iter().map(|row| self.image_starts[*row]).collect();
+        Ok(Self { keys: select(&self.keys)?, values: select(&self.values)?, lengths, image_starts })
+    }
+}
+
+/// An image begins behind a token; without that token there is none.
+fn forget_image(start: &mut usize, length: usize) {
+    if *start > length {
+        *start = NO_IMAGE;
     }
 }
 

@@ -44,6 +44,27 @@ pub struct DecoderConfig {
     /// Whether the head is the embedding.
     #[serde(default = "default_tied")]
     pub tie_word_embeddings: bool,
+    /// How the tokens of an image are numbered; the only key here that Hugging Face's Qwen2 does not know.
+    #[serde(default, skip_serializing_if = "ImagePositions::is_line")]
+    pub image_positions: ImagePositions,
+}
+
+/// How the tokens of an image are numbered for rotary positions (SimpleAR, table 3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImagePositions {
+    /// On from the text, one after the other: the published checkpoints.
+    #[default]
+    Line,
+    /// By line and column of the image, as in Qwen2-VL (arXiv 2409.12191): half of the frequencies turn by the line and
+    /// half by the column. The paper's own two-dimensional code is not public.
+    Grid,
+}
+
+impl ImagePositions {
+    fn is_line(&self) -> bool {
+        *self == Self::Line
+    }
 }
 
 fn default_positions() -> usize {
@@ -75,6 +96,7 @@ impl Default for DecoderConfig {
             rms_norm_eps: default_eps(),
             rope_theta: default_theta(),
             tie_word_embeddings: default_tied(),
+            image_positions: ImagePositions::Line,
         }
     }
 }

@@ -8,6 +8,7 @@ use grpo::Result;
 use super::Decoder;
 use super::cache::DeviceCache;
 use crate::ops::rms_norm::rms_norm;
+use crate::ops::rope::Place;
 
 #[derive(Debug)]
 pub(super) struct DeviceEngine {
@@ -34,7 +35,8 @@ impl DeviceEngine {
         })?;
         let lengths = attention.lengths.to_vec();
         let last: Vec<(usize, usize)> = lengths.iter().enumerate().map(|(row, length)| (row, length - 1)).collect();
-        Ok((DeviceCache { keys, values, lengths }, self.decoder.hidden_at(&hidden, &last)?))
+        let image_starts = attention.image_starts.to_vec();
+        Ok((DeviceCache { keys, values, lengths, image_starts }, self.decoder.hidden_at(&hidden, &last)?))
     }
 
     /// Reads each row's run of ids; the hidden states after every one of them, row after row.
@@ -44,16 +46,19 @@ impl DeviceEngine {
     pub(super) fn extend(&self, cache: &mut DeviceCache, runs: &[&[u32]]) -> Result<Tensor> {
         let config = self.decoder.config();
         let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0);
-        let (mut ids, mut positions, mut real) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, (run, length)) in runs.iter().zip(&cache.lengths).enumerate() {
+        let (mut ids, mut places, mut real) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, run) in runs.iter().enumerate() {
+            let length = cache.lengths[row];
+            let image_start = self.decoder.rope().image_start(cache.image_starts[row], run, length);
+            cache.image_starts[row] = image_start;
             for offset in 0..longest {
                 let last = offset.min(run.len().saturating_sub(1));
                 ids.push(run.get(last).copied().unwrap_or(0));
-                positions.push(length + last);
+                places.push(Place { index: length + last, image_start });
             }
             real.extend((0..run.len()).map(|offset| (row * longest + offset) as u32));
         }
-        let places = Places { shape: (runs.len(), longest), positions };
+        let places = Places { shape: (runs.len(), longest), places };
         let mut x = self.decoder.embed(&ids)?;
         for (index, layer) in self.decoder.layers().iter().enumerate() {
             let qkv = self.decoder.project(layer, &x)?;
@@ -73,11 +78,11 @@ impl DeviceEngine {
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let (keys, values) = (&cache.keys[layer], &cache.values[layer]);
         let capacity = keys.dim(2)?;
-        let positions: Vec<u32> = places.positions.iter().map(|position| *position as u32).collect();
+        let positions: Vec<u32> = places.places.iter().map(|place| place.index as u32).collect();
         let positions = Tensor::from_vec(positions, rows * tokens, qkv.device())?;
-        let (cos, sin) = self.decoder.rope().tables(capacity, qkv.device())?;
-        let angles = |table: &Tensor| table.index_select(&positions, 0)?.reshape((rows, 1, tokens, d / 2));
-        let (cos, sin) = (angles(&cos)?, angles(&sin)?);
+        let (cos, sin) = self.decoder.rope().tables(places.places.iter().copied(), qkv.device())?;
+        let shape = (rows, 1, tokens, d / 2);
+        let (cos, sin) = (cos.reshape(shape)?, sin.reshape(shape)?);
         let part = |first: usize, n: usize| {
             qkv.narrow(1, first * d, n * d)?.contiguous()?.reshape((rows, tokens, n, d))?.transpose(1, 2)?.contiguous()
         };
@@ -100,8 +105,11 @@ impl DeviceEngine {
     /// 0 at positions that a token may see and negative infinity at others, `[rows, 1, tokens, capacity]`.
     fn seen(&self, places: &Places, capacity: usize) -> Result<Tensor> {
         let bias = |last: usize, position: usize| if position <= last { 0.0 } else { f32::NEG_INFINITY };
-        let mask: Vec<f32> =
-            places.positions.iter().flat_map(|last| (0..capacity).map(move |position| bias(*last, position))).collect();
+        let of_place = |place: &Place| {
+            let last = place.index;
+            (0..capacity).map(move |position| bias(last, position))
+        };
+        let mask: Vec<f32> = places.places.iter().flat_map(of_place).collect();
         let (rows, tokens) = places.shape;
         Ok(Tensor::from_vec(mask, (rows, 1, tokens, capacity), self.decoder.device())?)
     }
@@ -115,6 +123,6 @@ impl DeviceEngine {
 struct Places {
     /// Rows and tokens of each.
     shape: (usize, usize),
-    /// Position of each token in its row, row after row.
-    positions: Vec<usize>,
+    /// Where each token stands, row after row.
+    places: Vec<Place>,
 }

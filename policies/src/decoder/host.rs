@@ -14,7 +14,7 @@ use super::weights::Layer;
 use super::{Decoder, DecoderConfig};
 use crate::ops::kernel::{Panels, Product};
 use crate::ops::rms_norm::normalise_rows;
-use crate::ops::rope::Rope;
+use crate::ops::rope::{NO_IMAGE, Place, Rope};
 use crate::ops::swiglu::activate_rows;
 use crate::ops::vector::{self, vectorised};
 use crate::ops::{host, tensor};
@@ -98,7 +98,7 @@ impl HostEngine {
         let Some(size) = size else {
             return Err(Error::config(format!("a cache of {capacity} tokens is more than any memory; lower it")));
         };
-        let empty = || RowCache { keys: vec![0.0; size], values: vec![0.0; size], length: 0 };
+        let empty = || RowCache { keys: vec![0.0; size], values: vec![0.0; size], length: 0, image_start: NO_IMAGE };
         let mut rows: Vec<RowCache> = prompts.iter().map(|_| empty()).collect();
         let hidden = self.extend(&mut rows, prompts)?;
         let lasts: Vec<u32> = prompts
@@ -157,6 +157,9 @@ impl HostEngine {
     fn advance(&self, rows: &mut [RowCache], runs: &[&[u32]], hidden: &mut [f32], capacity: usize) {
         let width = self.config.hidden_size;
         let mut buffers = self.buffers(hidden.len() / width, capacity);
+        for (cache, run) in rows.iter_mut().zip(runs) {
+            cache.image_start = self.rope.image_start(cache.image_start, run, cache.length);
+        }
         for (x, id) in buffers.x.chunks_exact_mut(width).zip(runs.iter().copied().flatten()) {
             x.copy_from_slice(&self.embedding[*id as usize * width..][..width]);
         }
@@ -165,7 +168,8 @@ impl HostEngine {
             let row_of = |(row, run): (usize, &&[u32])| (0..run.len()).map(move |offset| (row, offset));
             for (token, (row, offset)) in runs.iter().enumerate().flat_map(row_of).enumerate() {
                 let cache = &mut rows[row];
-                let place = Place { layer: index, token, position: cache.length + offset, capacity };
+                let place = Place { index: cache.length + offset, image_start: cache.image_start };
+                let place = Attending { layer: index, token, place, capacity };
                 vectorised(|| self.attend(cache, &mut buffers, place));
             }
             self.finish_layer(layer, &mut buffers);
@@ -213,26 +217,27 @@ impl HostEngine {
 
 /// Which token of a tile attends, and where.
 #[derive(Clone, Copy)]
-struct Place {
+struct Attending {
     layer: usize,
     /// The token's line in the buffers.
     token: usize,
-    /// Its position in its row.
-    position: usize,
+    /// Where it stands in its row.
+    place: Place,
     capacity: usize,
 }
 
 impl HostEngine {
     /// Stores a token's key and value and lets its queries attend to all of its row so far.
     #[inline(always)]
-    fn attend(&self, cache: &mut RowCache, buffers: &mut Buffers, place: Place) {
+    fn attend(&self, cache: &mut RowCache, buffers: &mut Buffers, place: Attending) {
         let (heads, kv_heads) = (self.config.num_attention_heads, self.config.num_key_value_heads);
         let (d, group) = (self.config.head_dim(), heads / kv_heads);
-        let Place { layer, token, position, capacity } = place;
+        let Attending { layer, token, place, capacity } = place;
+        let position = place.index;
         let width = (heads + 2 * kv_heads) * d;
         let (queries, rest) = buffers.qkv[token * width..][..width].split_at_mut(heads * d);
         let (keys, values) = rest.split_at_mut(kv_heads * d);
-        queries.chunks_exact_mut(d).chain(keys.chunks_exact_mut(d)).for_each(|head| self.rope.rotate(head, position));
+        queries.chunks_exact_mut(d).chain(keys.chunks_exact_mut(d)).for_each(|head| self.rope.rotate(head, place));
         let attended = &mut buffers.attended[token * heads * d..][..heads * d];
         let seen = position + 1;
         let scale = 1.0 / (d as f32).sqrt();

@@ -17,6 +17,6 @@ mod snapshot;
 mod weights;
 
 pub use cache::Cache;
-pub use config::DecoderConfig;
+pub use config::{DecoderConfig, ImagePositions};
 pub use model::Decoder;
 pub use snapshot::{Snapshot, repeat_rows};

@@ -9,12 +9,12 @@ use candle_core::{Device, Tensor, Var};
 use grpo::{Error, Params, Result, Seed};
 
 use super::weights::{self, Layer};
-use super::{DecoderConfig, Snapshot};
+use super::{DecoderConfig, ImagePositions, Snapshot};
 use crate::ops::attention::Attention;
 use crate::ops::head::Choice;
 use crate::ops::linear::{linear, linear_bias, linear_residual};
 use crate::ops::rms_norm::rms_norm;
-use crate::ops::rope::Rope;
+use crate::ops::rope::{NO_IMAGE, Plane, Rope};
 use crate::ops::swiglu::swiglu;
 use crate::safetensors_file;
 
@@ -79,6 +79,11 @@ impl Decoder {
         Self::from_tensors(config, tensors, trainable).map_err(|error| Error::file(&path, error))
     }
 
+    /// The same with other weights.
+    fn with_tensors(&self, tensors: BTreeMap<String, Tensor>, params: Params) -> Result<Self> {
+        Ok(Self { rope: self.rope.clone(), ..Self::assemble(self.config.clone(), tensors, params)? })
+    }
+
     fn assemble(config: DecoderConfig, tensors: BTreeMap<String, Tensor>, params: Params) -> Result<Self> {
         let embedding = weights::find(&tensors, "model.embed_tokens.weight")?;
         let head = match config.tie_word_embeddings {
@@ -89,6 +94,15 @@ impl Decoder {
         let rope = Rope::new(config.head_dim(), config.rope_theta, config.max_position_embeddings);
         let norm = weights::find(&tensors, "model.norm.weight")?;
         Ok(Self { config, tensors, params, embedding, layers, norm, head, rope: Arc::new(rope) })
+    }
+
+    /// Where the config asks for two-dimensional positions, images have `columns` tokens in a line and begin behind the
+    /// token `after_id`; until this is told, and elsewhere, all positions are one line.
+    pub fn with_image_grid(mut self, columns: usize, after_id: u32) -> Self {
+        if self.config.image_positions == ImagePositions::Grid && columns > 0 {
+            self.rope = Arc::new(Rope::clone(&self.rope).with_plane(Plane { columns, after_id }));
+        }
+        self
     }
 
     /// The sizes.
@@ -113,12 +127,12 @@ impl Decoder {
 
     /// A copy of the weights that later training of this decoder does not change: a reference model.
     pub fn frozen(&self) -> Result<Self> {
-        Self::assemble(self.config.clone(), self.copied_tensors()?, Params::none())
+        self.with_tensors(self.copied_tensors()?, Params::none())
     }
 
     /// A copy with variables of its own: a reference that is moved now and then, a second policy.
     pub fn copy(&self) -> Result<Self> {
-        Self::from_tensors(self.config.clone(), self.copied_tensors()?, true)
+        Ok(Self { rope: self.rope.clone(), ..Self::from_tensors(self.config.clone(), self.copied_tensors()?, true)? })
     }
 
     fn copied_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -127,7 +141,7 @@ impl Decoder {
 
     /// The same weights without gradients, shared and not copied: later training shows.
     pub fn detached(&self) -> Result<Self> {
-        Self::assemble(self.config.clone(), self.tensors(), Params::none())
+        self.with_tensors(self.tensors(), Params::none())
     }
 
     /// The weights of this moment, packed for sampling from the vocabulary `slice`.
@@ -156,7 +170,7 @@ impl Decoder {
             ids.extend_from_slice(row.as_ref());
             ids.resize(ids.len().next_multiple_of(longest), 0);
         }
-        let attention = self.attention(lengths);
+        let attention = self.attention(lengths, rows);
         let mut x = self.embed(&ids)?.reshape((rows.len(), longest, self.config.hidden_size))?;
         for layer in &self.layers {
             let qkv = self.project(layer, &x)?;
@@ -166,13 +180,15 @@ impl Decoder {
         Ok((rms_norm(&x, &self.norm, self.config.rms_norm_eps)?, attention))
     }
 
-    pub(super) fn attention(&self, lengths: Vec<usize>) -> Attention {
+    pub(super) fn attention(&self, lengths: Vec<usize>, rows: &[impl AsRef<[u32]>]) -> Attention {
+        let image_starts = rows.iter().map(|row| self.rope.image_start(NO_IMAGE, row.as_ref(), 0)).collect();
         Attention {
             heads: self.config.num_attention_heads,
             kv_heads: self.config.num_key_value_heads,
             head_dim: self.config.head_dim(),
             rope: self.rope.clone(),
             lengths: lengths.into(),
+            image_starts,
         }
     }
 

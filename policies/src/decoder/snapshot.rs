@@ -138,13 +138,16 @@ pub fn repeat_rows(hidden: &Tensor, repeats: &[usize]) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decoder::ImagePositions;
     use crate::ops::testing::distance;
     use grpo::Seed;
 
     #[test]
     fn the_composite_engine_agrees_with_the_host_one() {
-        let config = DecoderConfig { vocab_size: 60, num_hidden_layers: 2, ..DecoderConfig::default() };
-        let decoder = Decoder::init(config, Seed::new(3)).unwrap();
+        let image_positions = ImagePositions::Grid;
+        let config =
+            DecoderConfig { vocab_size: 60, num_hidden_layers: 2, image_positions, ..DecoderConfig::default() };
+        let decoder = Decoder::init(config, Seed::new(3)).unwrap().with_image_grid(2, 4);
         let prompts = [vec![1, 2, 3, 4, 5], vec![6], vec![7, 8]];
         let [(mut cache, mut hidden, host), (mut other_cache, mut other, device)] =
             [decoder.snapshot(9..60).unwrap(), Snapshot::composite(&decoder, 9..60).unwrap()].map(|snapshot| {

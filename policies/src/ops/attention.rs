@@ -13,7 +13,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, b
 use rayon::prelude::*;
 
 use super::kernel::{Left, Panels, Product};
-use super::rope::Rope;
+use super::rope::{Place, Rope};
 use super::softmax::{attend_block, scale_shifted, unattend};
 use super::{host, is_host_f32, operand, stored, tensor, vector};
 
@@ -29,13 +29,15 @@ pub(crate) struct Attention {
     pub(crate) rope: Arc<Rope>,
     /// The number of real positions of each row.
     pub(crate) lengths: Arc<[usize]>,
+    /// Where each row's image begins.
+    pub(crate) image_starts: Arc<[usize]>,
 }
 
 impl Attention {
     /// Attends within each row: `qkv` of `[B, L, (h + 2 kv) · d]` to `[B, L, h · d]`.
     pub(crate) fn apply(&self, qkv: &Tensor) -> Result<Tensor> {
         let (rows, length, width) = qkv.dims3()?;
-        if rows != self.lengths.len() || width != self.width() {
+        if rows != self.lengths.len() || rows != self.image_starts.len() || width != self.width() {
             bail!("attention got {:?}; expected [{}, length, {}]", qkv.dims(), self.lengths.len(), self.width());
         }
         let longest = self.lengths.iter().copied().max().unwrap_or(0);
@@ -70,8 +72,12 @@ impl Attention {
                 .transpose(1, 2)?
                 .contiguous()
         };
-        let q = self.rope.composite(&part(0, self.heads)?)?;
-        let k = self.rope.composite(&part(self.heads, self.kv_heads)?)?;
+        let places = self.image_starts.iter().flat_map(|start| Place::of_row(*start, length));
+        let (cos, sin) = self.rope.tables(places, qkv.device())?;
+        let shape = (rows, 1, length, self.head_dim / 2);
+        let (cos, sin) = (cos.reshape(shape)?, sin.reshape(shape)?);
+        let q = self.rope.composite_with(&part(0, self.heads)?, &cos, &sin)?;
+        let k = self.rope.composite_with(&part(self.heads, self.kv_heads)?, &cos, &sin)?;
         Ok([q, k, part(self.heads + self.kv_heads, self.kv_heads)?])
     }
 
@@ -105,28 +111,28 @@ impl Attention {
     }
 
     /// One head's `[n, d]` out of a row's projection, rotated where it is a query or key.
-    fn gather(&self, row: &[f32], n: usize, head: usize) -> Vec<f32> {
+    fn gather(&self, row: Projected<'_>, head: usize) -> Vec<f32> {
         let d = self.head_dim;
-        let mut out = vec![0.0; n * d];
-        for (out, line) in out.chunks_exact_mut(d).zip(row.chunks_exact(self.width())) {
+        let mut out = vec![0.0; row.n * d];
+        for (out, line) in out.chunks_exact_mut(d).zip(row.qkv.chunks_exact(self.width())) {
             out.copy_from_slice(&line[head * d..][..d]);
         }
         if head < self.heads + self.kv_heads {
-            vector::vectorised(|| self.rotate(&mut out));
+            vector::vectorised(|| self.rotate(&mut out, row.image_start));
         }
         out
     }
 
     /// What the queries of one key-value head attend to: `[group · n, d]` and log-sums `[group · n]`.
-    fn forward_group(&self, row: &[f32], n: usize, kv: usize) -> (Vec<f32>, Vec<f32>) {
-        let (d, group) = (self.head_dim, self.group());
-        let keys = Panels::of_rows(&self.gather(row, n, self.heads + kv), n, d);
-        let values = Panels::of_matrix(&self.gather(row, n, self.heads + self.kv_heads + kv), n, d);
+    fn forward_group(&self, row: Projected<'_>, kv: usize) -> (Vec<f32>, Vec<f32>) {
+        let (d, group, n) = (self.head_dim, self.group(), row.n);
+        let keys = Panels::of_rows(&self.gather(row, self.heads + kv), n, d);
+        let values = Panels::of_matrix(&self.gather(row, self.heads + self.kv_heads + kv), n, d);
         let mut out = vec![0.0; group * n * d];
         let mut log_sums = vec![0.0; group * n];
         let mut scores = vec![0.0; BLOCK.min(n) * n];
         for member in 0..group {
-            let queries = self.gather(row, n, kv * group + member);
+            let queries = self.gather(row, kv * group + member);
             for first in (0..n).step_by(BLOCK) {
                 let end = (first + BLOCK).min(n);
                 let scores = &mut scores[..(end - first) * end];
@@ -154,9 +160,9 @@ impl Attention {
 
     /// Gradients of one key-value head's group: queries `[group · n, d]`, keys and values `[n, d]`.
     fn backward_group(&self, row: &Row<'_>, kv: usize) -> GroupGradient {
-        let (d, n, group) = (self.head_dim, row.n, self.group());
-        let k = self.gather(row.qkv, n, self.heads + kv);
-        let v = self.gather(row.qkv, n, self.heads + self.kv_heads + kv);
+        let (d, n, group) = (self.head_dim, row.projected.n, self.group());
+        let k = self.gather(row.projected, self.heads + kv);
+        let v = self.gather(row.projected, self.heads + self.kv_heads + kv);
         let shared = Shared {
             keys: Panels::of_rows(&k, n, d),
             keys_as_is: Panels::of_matrix(&k, n, d),
@@ -166,7 +172,7 @@ impl Attention {
         for member in 0..group {
             let index = kv * group + member;
             let head = Head {
-                queries: self.gather(row.qkv, n, index),
+                queries: self.gather(row.projected, index),
                 out: row.head(row.out, index, d),
                 grad: row.head(row.grad, index, d),
                 log_sums: &row.log_sums[index * n..(index + 1) * n],
@@ -226,20 +232,33 @@ struct Head<'a> {
     member: usize,
 }
 
+/// The projection of one row of the batch, `[L, (h + 2 kv) · d]`.
+#[derive(Clone, Copy)]
+struct Projected<'a> {
+    qkv: &'a [f32],
+    /// Its real positions.
+    n: usize,
+    image_start: usize,
+}
+
 /// What the backward pass knows of one row of the batch.
 struct Row<'a> {
-    qkv: &'a [f32],
+    projected: Projected<'a>,
     out: &'a [f32],
     grad: &'a [f32],
     log_sums: &'a [f32],
-    n: usize,
     out_width: usize,
 }
 
 impl Row<'_> {
     /// One head's `[n, d]` out of `[L, h · d]`.
     fn head(&self, values: &[f32], head: usize, d: usize) -> Vec<f32> {
-        values.chunks_exact(self.out_width).take(self.n).flat_map(|line| &line[head * d..][..d]).copied().collect()
+        values
+            .chunks_exact(self.out_width)
+            .take(self.projected.n)
+            .flat_map(|line| &line[head * d..][..d])
+            .copied()
+            .collect()
     }
 }
 
@@ -278,15 +297,12 @@ impl CustomOp1 for HostAttention {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let qkv = operand(storage, layout)?;
         let plan = &self.plan;
-        let (rows, length, width) = layout.shape().dims3()?;
+        let (rows, length, _) = layout.shape().dims3()?;
         let (d, group, out_width) = (plan.head_dim, plan.group(), plan.heads * plan.head_dim);
         let parts: Vec<(Vec<f32>, Vec<f32>)> = self
             .tasks()
             .into_par_iter()
-            .map(|(row, kv)| {
-                let qkv = &qkv[row * length * width..][..length * width];
-                plan.forward_group(qkv, plan.lengths[row], kv)
-            })
+            .map(|(row, kv)| plan.forward_group(plan.projected(qkv, length, row), kv))
             .collect();
         let mut out = vec![0.0; rows * length * out_width];
         for (row, parts) in parts.chunks_exact(plan.kv_heads).enumerate() {
@@ -315,18 +331,18 @@ impl CustomOp1 for HostAttention {
             .tasks()
             .into_par_iter()
             .map(|(row, kv)| {
+                let image_start = plan.image_starts[row];
                 let row = Row {
-                    qkv: &qkv_all[row * length * width..][..length * width],
+                    projected: plan.projected(qkv_all, length, row),
                     out: &out_all[row * length * out_width..][..length * out_width],
                     grad: &grad_all[row * length * out_width..][..length * out_width],
                     log_sums: &log_sums[row],
-                    n: plan.lengths[row],
                     out_width,
                 };
                 let mut to = plan.backward_group(&row, kv);
                 vector::vectorised(|| {
-                    heads_mut(&mut to.q, group).for_each(|head| plan.unrotate(head));
-                    plan.unrotate(&mut to.k);
+                    heads_mut(&mut to.q, group).for_each(|head| plan.unrotate(head, image_start));
+                    plan.unrotate(&mut to.k, image_start);
                 });
                 to
             })
@@ -345,18 +361,22 @@ impl CustomOp1 for HostAttention {
 }
 
 impl Attention {
-    #[inline(always)]
-    fn rotate(&self, head: &mut [f32]) {
-        for (position, line) in head.chunks_exact_mut(self.head_dim).enumerate() {
-            self.rope.rotate(line, position);
-        }
+    /// One row of a batch of rows of `length` positions.
+    fn projected<'a>(&self, qkv: &'a [f32], length: usize, row: usize) -> Projected<'a> {
+        let size = length * self.width();
+        Projected { qkv: &qkv[row * size..][..size], n: self.lengths[row], image_start: self.image_starts[row] }
     }
 
     #[inline(always)]
-    fn unrotate(&self, head: &mut [f32]) {
-        for (position, line) in head.chunks_exact_mut(self.head_dim).enumerate() {
-            self.rope.rotate_back(line, position);
-        }
+    fn rotate(&self, head: &mut [f32], image_start: usize) {
+        let places = Place::of_row(image_start, head.len() / self.head_dim);
+        head.chunks_exact_mut(self.head_dim).zip(places).for_each(|(line, place)| self.rope.rotate(line, place));
+    }
+
+    #[inline(always)]
+    fn unrotate(&self, head: &mut [f32], image_start: usize) {
+        let places = Place::of_row(image_start, head.len() / self.head_dim);
+        head.chunks_exact_mut(self.head_dim).zip(places).for_each(|(line, place)| self.rope.rotate_back(line, place));
     }
 }
 
@@ -380,11 +400,13 @@ fn scatter(values: &[f32], out: &mut [f32], width: usize, first: usize, d: usize
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::rope::{NO_IMAGE, Plane};
     use crate::ops::testing::{check_operation, distance, normal_var, with_threads};
 
     fn plan(heads: usize, kv_heads: usize, head_dim: usize, lengths: &[usize]) -> Attention {
         let rope = Arc::new(Rope::new(head_dim, 1e4, 200));
-        Attention { heads, kv_heads, head_dim, rope, lengths: lengths.into() }
+        let image_starts = vec![NO_IMAGE; lengths.len()].into();
+        Attention { heads, kv_heads, head_dim, rope, lengths: lengths.into(), image_starts }
     }
 
     #[test]
@@ -395,6 +417,10 @@ mod tests {
             let plan = plan(heads, kv_heads, d, &lengths);
             let longest = *lengths.iter().max().unwrap();
             let qkv = normal_var(1, &[lengths.len(), longest, plan.width()]);
+            check_operation(std::slice::from_ref(&qkv), || plan.apply(&qkv), || plan.composite(&qkv));
+            let rope = Arc::new(Rope::new(d, 1e4, 200).with_plane(Plane { columns: 2, after_id: 0 }));
+            let image_starts = (0..lengths.len()).map(|row| 1 + row).collect();
+            let plan = Attention { rope, image_starts, ..plan };
             check_operation(std::slice::from_ref(&qkv), || plan.apply(&qkv), || plan.composite(&qkv));
         }
     }

@@ -78,6 +78,7 @@ impl SimpleAr {
                 grid.0, grid.1
             )));
         }
+        let decoder = decoder.with_image_grid(grid.1, text.image_start());
         Ok(Self { decoder, cosmos, text, law: Arc::new(Law::default()), grid, window: 1 })
     }
 

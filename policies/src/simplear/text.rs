@@ -71,6 +71,11 @@ impl TextTokenizer {
         self.n_ids
     }
 
+    /// The id of `<|soi|>`, behind which an image begins.
+    pub fn image_start(&self) -> u32 {
+        self.image_start
+    }
+
     /// `<|t2i|>` + caption + `<|soi|>`: what stands before the visual tokens.
     pub fn prompt(&self, caption: &str) -> Result<Vec<u32>> {
         let encoding = self
