@@ -109,6 +109,95 @@ fn images_are_the_same_whatever_is_drawn_beside_them() {
     assert_eq!(bytes("one/000-00.png"), bytes("three/000-00.png"));
 }
 
+/// Tokens that `generate` keeps are the picture: decoded again they give it, and encoded again nearly all of them.
+#[test]
+fn tokens_go_to_pixels_and_back() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(
+        folder.path().join("prompts.jsonl"),
+        "a photo of a red ring\n{\"tag\": \"x\", \"prompt\": \"a photo of a star\"}\n",
+    )
+    .unwrap();
+    let args = ["generate", "--prompts", "prompts.jsonl", "-n", "3", "--grids", "--save-tokens", "--batch", "4"];
+    let said = grpo(folder.path(), &args);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("6 images in generated"), "{}", said.err);
+    let tokens = std::fs::read_to_string(folder.path().join("generated/tokens.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = tokens.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), &lines[5]["prompt"]), (6, &"a photo of a star".into()));
+    let sheet = image::open(folder.path().join("generated/001.png")).unwrap();
+    assert_eq!((sheet.width(), sheet.height()), (128, 128));
+
+    let said = grpo(folder.path(), &["detokenize", "generated/tokens.jsonl", "--out", "back"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let bytes = |path: &str| std::fs::read(folder.path().join(path)).unwrap();
+    assert_eq!(bytes("back/00004.png"), bytes("generated/001-01.png"));
+    let said = grpo(folder.path(), &["tokenize", "back/00004.png"]);
+    let again: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(again["grid"], serde_json::json!([8, 8]));
+    let codes = |line: &serde_json::Value| line["codes"].as_array().unwrap().clone();
+    let same = codes(&again).iter().zip(codes(&lines[4])).filter(|(a, b)| **a == *b).count();
+    assert!(same >= 48, "{same} of 64 codes survive");
+
+    std::fs::write(folder.path().join("bad.jsonl"), "{\"grid\": [8, 8], \"codes\": [1, 2]}\n").unwrap();
+    mistake(folder.path(), &["detokenize", "bad.jsonl"], &["bad.jsonl: line 1", "2 codes", "8 x 8"]);
+    std::fs::write(folder.path().join("bad.jsonl"), "{\"grid\": [1, 1], \"codes\": [99999]}\n").unwrap();
+    mistake(folder.path(), &["detokenize", "bad.jsonl"], &["bad.jsonl: line 1", "code 99999"]);
+    image::RgbImage::new(30, 64).save(folder.path().join("odd.png")).unwrap();
+    mistake(folder.path(), &["tokenize", "odd.png"], &["odd.png", "30 columns", "multiples of 8"]);
+    std::fs::write(folder.path().join("prompts.jsonl"), "{\"text\": 1}\n").unwrap();
+    mistake(folder.path(), &["generate", "--prompts", "prompts.jsonl"], &["line 1", "\"prompt\""]);
+}
+
+/// Speculative decoding says how many passes it took; the other laws reach the command.
+#[test]
+fn a_window_takes_fewer_passes() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["generate", "--prompt", "a photo of a star", "-n", "2", "--window", "16", "--json", "--min-p", "0.01"];
+    let said = grpo(folder.path(), &args);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("passes of the decoder for 64 tokens"), "{}", said.err);
+    let line: serde_json::Value = serde_json::from_str(said.out.lines().next().unwrap()).unwrap();
+    assert!(line["passes"].as_u64().unwrap() < 40, "{line}");
+    let said = grpo(folder.path(), &["generate", "--prompt", "a star", "-n", "1", "--published", "--greedy"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    for (flag, value, words) in [
+        ("--window", "0", &["--window", "full"][..]),
+        ("--temperature", "0", &["temperature is 0"]),
+        ("--size", "12q", &["HEIGHTxWIDTH"]),
+        ("-n", "0", &["0 is not in 1.."]),
+    ] {
+        let mut args = vec!["generate", "--prompt", "x", flag, value];
+        args.extend((flag == "--size").then_some(["--policy", "p"]).into_iter().flatten());
+        mistake(folder.path(), &args, words);
+    }
+}
+
+#[test]
+fn likelihoods_are_printed_with_their_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |more: &[&str]| {
+        let args: Vec<&str> = ["eval", "nll", "--json"].iter().chain(more).copied().collect();
+        let said = grpo(folder.path(), &args);
+        assert_eq!(said.code, 0, "{}", said.err);
+        serde_json::from_str::<serde_json::Value>(&said.out).unwrap()
+    };
+    let (visual, full) = (run(&[]), run(&["--full-vocabulary"]));
+    let nll = |summary: &serde_json::Value| summary["nll"].as_f64().unwrap();
+    assert_eq!((&visual["images"], &visual["tokens_per_image"]), (&180.into(), &64.into()));
+    // A uniform law over 1,600 codes costs 7.38 nats; text ids take a little of the mass.
+    assert!(
+        nll(&visual) < 4.0 && nll(&full) >= nll(&visual) - 1e-6 && nll(&full) < nll(&visual) + 0.1,
+        "{visual} {full}"
+    );
+    let said = grpo(folder.path(), &["generate", "--prompt", "a photo of a star", "-n", "2", "--save-tokens"]);
+    assert_eq!(said.code, 0);
+    let of_file = run(&["--data", "generated/tokens.jsonl"]);
+    assert_eq!(of_file["images"], 2);
+    std::fs::write(folder.path().join("bad.json"), "[{\"caption\": \"x\"}]").unwrap();
+    mistake(folder.path(), &["eval", "nll", "--data", "bad.json"], &["bad.json: entry 1", "image_path"]);
+}
+
 #[test]
 fn the_embedded_tokenizer_lets_nine_scenes_in_ten_through() {
     let folder = tempfile::tempdir().unwrap();

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use grpo::{Group, GroupSampler, GroupSize, IndexedPrompt, Prompt, Reward, RewardSet, Rollout, Seed, panel};
 use grpo_policies::simplear::SimpleAr;
@@ -11,8 +10,8 @@ use grpo_rewards::shapes::{DEFAULT_SIDE, ShapesDetector, held_out_prompts, rende
 use image::RgbImage;
 
 use super::generate::LawArgs;
-use super::{PolicyArgs, print, tell};
-use crate::config::PolicySource;
+use super::nll::Nll;
+use super::{SampledPolicyArgs, at_least_one, print, tell};
 use crate::failure::{Failure, Outcome};
 use crate::parts;
 
@@ -29,6 +28,8 @@ enum Benchmark {
     Geneval(Geneval),
     /// What the visual tokenizer lets through: the same tasks on rendered scenes, encoded and decoded.
     Tokenizer(Tokenizer),
+    /// Negative log-likelihood of images' tokens.
+    Nll(Nll),
 }
 
 impl Eval {
@@ -37,6 +38,7 @@ impl Eval {
         match self.benchmark {
             Benchmark::Geneval(geneval) => geneval.run(),
             Benchmark::Tokenizer(tokenizer) => tokenizer.run(),
+            Benchmark::Nll(nll) => nll.run(),
         }
     }
 }
@@ -44,7 +46,7 @@ impl Eval {
 #[derive(Args)]
 struct Geneval {
     #[command(flatten)]
-    policy: PolicyArgs,
+    policy: SampledPolicyArgs,
     /// Images of each prompt; 4 in the paper.
     #[arg(short, default_value_t = 4)]
     n: usize,
@@ -63,8 +65,7 @@ struct Geneval {
 
 impl Geneval {
     fn run(self) -> Outcome<()> {
-        let device = parts::device(&self.policy.device)?;
-        let policy = parts::policy(PolicySource::ShapesSft, self.policy.policy.as_deref(), &device)?;
+        let policy = self.policy.load()?;
         let policy = policy.with_law(self.law.law())?;
         let (_, prompts) = parts::shapes_prompts()?;
         let groups = self.draw(&policy, &prompts)?;
@@ -91,9 +92,9 @@ impl Geneval {
 #[derive(Args)]
 struct Tokenizer {
     #[command(flatten)]
-    policy: PolicyArgs,
+    policy: SampledPolicyArgs,
     /// Scenes of each prompt.
-    #[arg(short, default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(short, default_value_t = 4, value_parser = at_least_one())]
     n: usize,
     /// The seed of the scenes.
     #[arg(long, default_value_t = 9)]
@@ -105,8 +106,7 @@ struct Tokenizer {
 
 impl Tokenizer {
     fn run(self) -> Outcome<()> {
-        let device = parts::device(&self.policy.device)?;
-        let policy = parts::policy(PolicySource::ShapesSft, self.policy.policy.as_deref(), &device)?;
+        let policy = self.policy.load()?;
         let judge = GenEval::new(ShapesDetector::new());
         let (mut prompts, mut scores) = (Vec::new(), Vec::new());
         for (row, metadata) in held_out_prompts().iter().enumerate() {

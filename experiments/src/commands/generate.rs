@@ -1,36 +1,53 @@
 //! `grpo generate`: images for prompts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
-use grpo::{Policy, Prompt, Request, Seed};
-use grpo_policies::simplear::{Law, SimpleAr};
+use grpo::{Prompt, Request, Seed};
+use grpo_policies::simplear::{Drawn, Law, SimpleAr, Vocabulary};
+use image::RgbImage;
+use image::imageops::replace;
 use serde_json::json;
 
-use super::{PolicyArgs, print, tell};
-use crate::config::PolicySource;
+use super::tokens::{TokenFile, TokenLine};
+use super::{SampledPolicyArgs, at_least_one, print, progress, tell};
 use crate::failure::{Failure, Outcome};
-use crate::parts;
 
 /// Draw images for prompts as PNG files; image N of a prompt is the same whatever else is drawn.
 #[derive(Args)]
 pub struct Generate {
     #[command(flatten)]
-    policy: PolicyArgs,
+    policy: SampledPolicyArgs,
     /// What to draw; may be given again.
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "prompts")]
     prompt: Vec<String>,
+    /// A file of what to draw: a prompt a line, or a JSON object with a "prompt" a line, as GenEval's metadata.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
     /// Images of each prompt.
-    #[arg(short, default_value_t = 4)]
+    #[arg(short, default_value_t = 4, value_parser = at_least_one())]
     n: usize,
     /// The seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
     law: LawArgs,
+    /// Tokens decided in one pass of the decoder by speculative decoding: 1 is plain, 16 or 32 usual, or `full`.
+    #[arg(long, default_value = "1", value_parser = window)]
+    window: usize,
+    /// Images drawn at a time; the images do not depend on it, memory does.
+    #[arg(long, default_value_t = 16, value_parser = at_least_one())]
+    batch: usize,
     /// Where the images go.
     #[arg(long, value_name = "DIR", default_value = "generated")]
     out: PathBuf,
+    /// Also put each prompt's images side by side in one file, without borders.
+    #[arg(long)]
+    grids: bool,
+    /// Also write the images' tokens to DIR/tokens.jsonl, for `grpo detokenize`.
+    #[arg(long)]
+    save_tokens: bool,
     /// One JSON object a line for each image.
     #[arg(long)]
     json: bool,
@@ -39,67 +56,190 @@ pub struct Generate {
 /// How tokens are drawn.
 #[derive(Args)]
 pub struct LawArgs {
-    /// Logits are divided by it.
-    #[arg(long, default_value_t = 1.0)]
-    temperature: f32,
-    /// Keep the most likely codes only.
+    /// As the original's generate.py: guidance 6, its negative prompt and prefix; other flags change single values.
+    #[arg(long)]
+    published: bool,
+    /// Logits are divided by it; 1 where absent.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Keep so many of the most likely codes only.
     #[arg(long)]
     top_k: Option<usize>,
     /// Keep the most likely codes that together reach this probability.
-    #[arg(long, default_value_t = 1.0)]
-    top_p: f32,
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Keep codes of at least this share of the likeliest one's probability.
+    #[arg(long)]
+    min_p: Option<f32>,
+    /// Always take the likeliest code.
+    #[arg(long)]
+    greedy: bool,
+    /// Let all ids compete and not the codebook alone, as the original does.
+    #[arg(long)]
+    full_vocabulary: bool,
     /// Scale of classifier-free guidance; 1 is none.
-    #[arg(long, default_value_t = 1.0)]
-    guidance: f32,
+    #[arg(long)]
+    guidance: Option<f32>,
     /// The prompt that guidance moves away from; the null row where absent.
     #[arg(long, value_name = "TEXT")]
     negative: Option<String>,
+    /// Put before every prompt, such as 'A photo of '.
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
 }
 
 impl LawArgs {
     /// The law.
     pub fn law(&self) -> Law {
+        let base = if self.published { Law::published() } else { Law::default() };
         Law {
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            guidance: self.guidance,
-            negative_prompt: self.negative.clone(),
+            temperature: self.temperature.unwrap_or(base.temperature),
+            top_k: self.top_k.or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
+            greedy: self.greedy,
+            vocabulary: if self.full_vocabulary { Vocabulary::Full } else { base.vocabulary },
+            guidance: self.guidance.unwrap_or(base.guidance),
+            negative_prompt: self.negative.clone().or(base.negative_prompt),
+            prefix: self.prefix.clone().unwrap_or(base.prefix),
             ..Law::default()
         }
     }
 }
 
+fn window(text: &str) -> Result<usize, String> {
+    match text {
+        "full" => Ok(usize::MAX),
+        number => number.parse().ok().filter(|n| *n > 0).ok_or_else(|| "give a number from 1 on, or `full`".into()),
+    }
+}
+
+/// One image to draw.
+struct Job<'a> {
+    row: usize,
+    draw: usize,
+    prompt: &'a Prompt,
+}
+
 impl Generate {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
-        if self.n == 0 {
-            return Err(Failure::user("-n is 0; ask for at least one image"));
-        }
-        let device = parts::device(&self.policy.device)?;
-        let policy = parts::policy(PolicySource::ShapesSft, self.policy.policy.as_deref(), &device)?;
-        let policy = policy.with_law(self.law.law())?;
+        let prompts: Vec<Prompt> = self.texts()?.into_iter().map(Prompt::new).collect();
+        let policy = self.policy.load()?.with_law(self.law.law())?.with_window(self.window)?;
         std::fs::create_dir_all(&self.out).map_err(|error| grpo::Error::file(&self.out, error))?;
-        for (row, text) in self.prompt.iter().enumerate() {
-            self.draw(&policy, row, &Prompt::new(text))?;
+        let jobs: Vec<Job<'_>> = prompts
+            .iter()
+            .enumerate()
+            .flat_map(|(row, prompt)| (0..self.n).map(move |draw| Job { row, draw, prompt }))
+            .collect();
+        let (start, bar) = (Instant::now(), progress(jobs.len()));
+        let tokens = self.save_tokens.then(|| TokenFile::create(&self.out.join("tokens.jsonl"))).transpose()?;
+        let mut results = Results { options: &self, tokens, sheet: Vec::new(), n_passes: 0 };
+        for jobs in jobs.chunks(self.batch) {
+            results.add(&policy, jobs)?;
+            bar.inc(jobs.len() as u64);
         }
-        tell(&format!("{} images in {}", self.prompt.len() * self.n, self.out.display()));
+        bar.finish_and_clear();
+        let (n, seconds) = (jobs.len() as f64, start.elapsed().as_secs_f64());
+        tell(&format!("{} images in {}, {:.2} s each", jobs.len(), self.out.display(), seconds / n));
+        if self.window > 1 {
+            let (rows, columns) = policy.grid();
+            let passes = results.n_passes as f64 / n;
+            tell(&format!("{passes:.1} passes of the decoder for {} tokens", rows * columns));
+        }
         Ok(())
     }
 
-    fn draw(&self, policy: &SimpleAr, row: usize, prompt: &Prompt) -> Outcome<()> {
-        let seed = Seed::new(self.seed).fold(row as u64);
+    fn texts(&self) -> Outcome<Vec<String>> {
+        let mut texts = self.prompt.clone();
+        if let Some(path) = &self.prompts {
+            texts.extend(read_prompts(path)?);
+        }
+        match texts.is_empty() {
+            false => Ok(texts),
+            true => Err(Failure::user("--prompts: the file holds no prompt; write one a line")),
+        }
+    }
+}
+
+fn read_prompts(path: &Path) -> Outcome<Vec<String>> {
+    let fault = |message: String| Failure::user(format!("{}: {message}", path.display()));
+    let file =
+        std::fs::read_to_string(path).map_err(|error| fault(format!("{error}; give a text file, a prompt a line")))?;
+    let lines = file.lines().enumerate().filter(|(_, text)| !text.trim().is_empty());
+    lines
+        .map(|(line, text)| prompt_of(text).map_err(|message| fault(format!("line {}: {message}", line + 1))))
+        .collect()
+}
+
+/// A line of a prompts file: the prompt itself, or an object that holds it.
+fn prompt_of(line: &str) -> Result<String, String> {
+    if !line.trim_start().starts_with('{') {
+        return Ok(line.trim().to_owned());
+    }
+    let value: serde_json::Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let text = value.get("prompt").and_then(|prompt| prompt.as_str());
+    text.map(str::to_owned).ok_or_else(|| "the object has no text under \"prompt\"; add it".into())
+}
+
+/// Where images go as they are drawn.
+struct Results<'a> {
+    options: &'a Generate,
+    tokens: Option<TokenFile>,
+    /// Images of the prompt at hand.
+    sheet: Vec<RgbImage>,
+    n_passes: usize,
+}
+
+impl Results<'_> {
+    fn add(&mut self, policy: &SimpleAr, jobs: &[Job<'_>]) -> Outcome<()> {
+        let seed = |job: &Job<'_>| Seed::new(self.options.seed).fold(job.row as u64).fold(job.draw as u64);
         let requests: Vec<Request<'_>> =
-            (0..self.n).map(|draw| Request { prompt, seed: seed.fold(draw as u64) }).collect();
-        for (draw, completion) in policy.sample(&requests)?.into_iter().enumerate() {
-            let path = self.out.join(format!("{row:03}-{draw:02}.png"));
-            completion.sample.save(&path).map_err(|error| grpo::Error::file(&path, error))?;
-            if self.json {
-                let log_prob: f32 = completion.log_probs.iter().sum();
-                let line = json!({"prompt": prompt.text, "image": path, "log_prob": log_prob, "codes": completion.trace.codes});
-                print(&line.to_string())?;
+            jobs.iter().map(|job| Request { prompt: job.prompt, seed: seed(job) }).collect();
+        let drawn = policy.draw(&requests)?;
+        let codes: Vec<Vec<u32>> = drawn.iter().map(|drawn| drawn.trace.codes.clone()).collect();
+        for ((job, drawn), image) in jobs.iter().zip(drawn).zip(policy.decode(&codes)?) {
+            self.n_passes += drawn.n_passes;
+            self.write(policy, job, drawn, image)?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, policy: &SimpleAr, job: &Job<'_>, drawn: Drawn, image: RgbImage) -> Outcome<()> {
+        let path = self.options.out.join(format!("{:03}-{:02}.png", job.row, job.draw));
+        image.save(&path).map_err(|error| grpo::Error::file(&path, error))?;
+        let log_prob: f32 = drawn.log_probs.iter().sum();
+        if let Some(tokens) = &mut self.tokens {
+            let image = path.display().to_string();
+            let grid = policy.grid();
+            let (codes, prompt) = (drawn.trace.codes.clone(), Some(job.prompt.text.clone()));
+            tokens.add(&TokenLine { image: Some(image), prompt, grid, codes })?;
+        }
+        if self.options.json {
+            let line = json!({"prompt": job.prompt.text, "image": path, "log_prob": log_prob, "passes": drawn.n_passes,
+                "codes": drawn.trace.codes});
+            print(&line.to_string())?;
+        }
+        if self.options.grids {
+            self.sheet.push(image);
+            if self.sheet.len() == self.options.n {
+                let path = self.options.out.join(format!("{:03}.png", job.row));
+                save_sheet(&std::mem::take(&mut self.sheet), &path)?;
             }
         }
         Ok(())
     }
+}
+
+/// Images of one size side by side, in as many columns as rows or one more.
+fn save_sheet(images: &[RgbImage], path: &Path) -> Outcome<()> {
+    let columns = (1..=images.len()).find(|side| side * side >= images.len()).unwrap_or(1);
+    let (width, height) = images.first().map_or((0, 0), |image| image.dimensions());
+    let rows = images.len().div_ceil(columns);
+    let mut sheet = RgbImage::new(width * columns as u32, height * rows as u32);
+    for (index, image) in images.iter().enumerate() {
+        let (row, column) = (index / columns, index % columns);
+        replace(&mut sheet, image, i64::from(width) * column as i64, i64::from(height) * row as i64);
+    }
+    Ok(sheet.save(path).map_err(|error| grpo::Error::file(path, error))?)
 }

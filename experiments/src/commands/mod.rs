@@ -3,18 +3,25 @@
 mod draw;
 mod eval;
 mod generate;
+mod nll;
 mod pretrain;
 mod score;
 mod show;
+mod tokens;
 mod train;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
+use grpo_policies::simplear::SimpleAr;
+use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::config::PolicySource;
 use crate::failure::{Failure, Outcome};
+use crate::parts;
 
 /// What `grpo` can do.
 #[derive(Subcommand)]
@@ -27,6 +34,10 @@ pub enum Command {
     Train(train::Train),
     /// Draw images for prompts.
     Generate(generate::Generate),
+    /// Encode images as codes.
+    Tokenize(tokens::Tokenize),
+    /// Decode codes to images.
+    Detokenize(tokens::Detokenize),
     /// Score images against a prompt.
     Score(score::Score),
     /// Evaluate a policy on a benchmark.
@@ -45,6 +56,8 @@ impl Command {
             Self::Sft(command) => command.run(),
             Self::Train(command) => command.run(),
             Self::Generate(command) => command.run(),
+            Self::Tokenize(command) => command.run(),
+            Self::Detokenize(command) => command.run(),
             Self::Score(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Show(command) => command.run(),
@@ -72,6 +85,47 @@ pub struct PolicyArgs {
     /// cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     pub device: String,
+}
+
+/// Which policy is looked at, and at which size.
+#[derive(Args)]
+pub struct SampledPolicyArgs {
+    #[command(flatten)]
+    policy: PolicyArgs,
+    /// Size of images in pixels, HEIGHTxWIDTH or one number for both; the policy's own where absent.
+    #[arg(long, value_name = "PIXELS", value_parser = size, requires = "policy")]
+    size: Option<(usize, usize)>,
+}
+
+impl SampledPolicyArgs {
+    /// The policy.
+    pub fn load(&self) -> Outcome<SimpleAr> {
+        let device = parts::device(&self.policy.device)?;
+        let source = match self.size {
+            None => PolicySource::ShapesSft,
+            Some((height, width)) => PolicySource::Folder { height, width },
+        };
+        parts::policy(source, self.policy.policy.as_deref(), &device)
+    }
+}
+
+/// Parses a count that may not be 0.
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// `512` or `512x768`: rows and columns of pixels.
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let (height, width) = text.split_once('x').unwrap_or((text, text));
+    let side = |text: &str| text.parse().ok().filter(|side| (1..=1 << 16).contains(side));
+    side(height).zip(side(width)).ok_or_else(|| "give HEIGHTxWIDTH in pixels, such as 512x512, or one number".into())
+}
+
+/// Opens a PNG or JPEG file.
+pub fn open_image(path: &Path) -> Outcome<RgbImage> {
+    let image = image::open(path)
+        .map_err(|error| Failure::user(format!("{}: {error}; give a PNG or JPEG file", path.display())))?;
+    Ok(image.to_rgb8())
 }
 
 /// Says something to a person.

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use grpo::Prompt;
-use image::RgbImage;
 use serde_json::json;
 
-use super::print;
+use super::{open_image, print};
 use crate::config::{RewardSource, Weight};
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::parts;
 
 /// Score images against a prompt with one or several rewards.
@@ -61,7 +60,7 @@ impl Score {
             print(&format!("{}  image", names.iter().map(|name| format!("{name:>15}")).collect::<String>()))?;
         }
         for path in &self.images {
-            let image = open(path)?;
+            let image = open_image(path)?;
             let scores = rewards.score(&[(&prompt, &image)])?;
             let values = scores.into_iter().flat_map(|scores| scores.values);
             let named: Vec<(&str, Option<f32>)> = names.iter().copied().zip(values).collect();
@@ -80,10 +79,4 @@ impl Score {
         }
         Ok(())
     }
-}
-
-fn open(path: &PathBuf) -> Outcome<RgbImage> {
-    let image = image::open(path)
-        .map_err(|error| Failure::user(format!("{}: {error}; give a PNG or JPEG file", path.display())))?;
-    Ok(image.to_rgb8())
 }

@@ -19,7 +19,7 @@ use grpo::{BoxError, Completion, Error, LogProbs, Params, Policy, Prompt, Reques
 use image::RgbImage;
 use serde::Serialize;
 
-pub use files::Stage;
+pub use files::{Stage, shapes_cosmos};
 pub use law::{Law, ScoredAs, Vocabulary};
 pub use sampling::Drawn;
 pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
@@ -112,6 +112,11 @@ impl SimpleAr {
         Ok(Self { decoder: self.decoder.copy()?, ..self.shallow() })
     }
 
+    /// The same weights without gradients, shared and not copied: for looking at a policy, not for training it.
+    pub fn detached(&self) -> Result<Self> {
+        Ok(Self { decoder: self.decoder.detached()?, ..self.shallow() })
+    }
+
     fn shallow(&self) -> Self {
         Self {
             decoder: self.decoder.clone(),
@@ -159,6 +164,12 @@ impl SimpleAr {
     /// The images of codes.
     pub fn decode(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
         self.cosmos.decode(codes, self.grid)
+    }
+
+    /// The trace of an image that was not drawn, such as an encoded photograph, as if this policy's law had drawn it.
+    pub fn trace_of(&self, codes: &[u32]) -> ImageTrace {
+        let offset = self.text.n_ids();
+        self.trace(&codes.iter().map(|code| offset.saturating_add(*code)).collect::<Vec<_>>())
     }
 
     /// What was drawn as a trace: ids below the first visual one are strays, and code 0 in the picture.
