@@ -42,6 +42,7 @@ mod error;
 mod heat_map;
 mod held_out;
 pub mod loss;
+mod memory;
 mod metrics;
 pub mod objective;
 pub mod observe;

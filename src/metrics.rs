@@ -122,14 +122,6 @@ impl Judged {
     }
 }
 
-/// The most memory this process has held, in GB; `None` where the system does not tell.
-pub(crate) fn memory_peak_gb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024.0 / 1e9)
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};

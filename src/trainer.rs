@@ -6,7 +6,8 @@ use std::time::Instant;
 use crate::batch::{Batch, ChoiceWeights, ScoredRows, choice_advantages};
 use crate::checkpoint::{Checkpoint, Checkpoints};
 use crate::held_out::{Evaluation, HeldOut};
-use crate::metrics::{Judged, memory_peak_gb, reward_metrics};
+use crate::memory::PeakMemory;
+use crate::metrics::{Judged, reward_metrics};
 use crate::observe::{
     Console, Fault, HeldOutReport, JsonLines, Metrics, Observer, PositionMaps, SampleFiles, StepReport, TensorBoard,
 };
@@ -37,6 +38,7 @@ pub struct Trainer<P: Policy> {
     record_s: f64,
     /// Seconds that the checks before training took, until they are logged.
     self_check_s: Option<f64>,
+    memory: PeakMemory,
 }
 
 impl<P: Policy> Trainer<P> {
@@ -74,6 +76,7 @@ impl<P: Policy> Trainer<P> {
             updates_when_whole: 0,
             record_s: 0.0,
             self_check_s: None,
+            memory: PeakMemory::default(),
         })
     }
 
@@ -177,7 +180,7 @@ impl<P: Policy> Trainer<P> {
     pub fn step(&mut self) -> Result<()> {
         let clock = Instant::now();
         let (groups, mut metrics) = self.collect()?;
-
+        self.memory.end_phase("rollout", &mut metrics);
         let objective = &self.config.objective.clone();
         let update = Update {
             objective,
@@ -188,12 +191,13 @@ impl<P: Policy> Trainer<P> {
             reference: self.reference.as_ref(),
         };
         let (scored, reference_s) = timed(|| ScoredRows::score(&update, &groups))?;
+        self.memory.end_phase("reference", &mut metrics);
         let judged = Judged::new(&groups, self.rollout.as_ref(), scored.kl_of_samples(objective), objective);
         let advantages = combined_advantages(&judged.scores, &judged.weights, &objective.advantage)?;
         let of_choices = choice_advantages(&groups, &advantages, self.choice_weights.as_ref())?;
         let rate = self.config.optim.rate(self.n_done, self.config.n_steps);
         let applied = update.apply(&mut Batch::new(&scored, of_choices, objective), &mut self.optimizer, rate)?;
-
+        self.memory.end_phase("update", &mut metrics);
         // What the weights of this moment make of the batch, for those who look for the fault.
         let replayed = match &applied.fault {
             Some(_) => update.score(&self.policy, &scored.rows).unwrap_or_default(),
@@ -232,7 +236,6 @@ impl<P: Policy> Trainer<P> {
             ("throughput/tokens_per_s".into(), n_choices as f64 / step_s),
         ]);
         metrics.extend(self.self_check_s.take().map(|seconds| ("time/self_check_s".to_string(), seconds)));
-        metrics.extend(memory_peak_gb().map(|gb| ("memory/peak_gb".to_string(), gb)));
         // Neither JSON nor a chart has a sign for what is no number: it is left out, and a fault tells of it.
         metrics.retain(|_, value| value.is_finite());
     }
