@@ -4,7 +4,7 @@ use std::path::Path;
 
 use grpo::{GroupSize, LogConfig, Objective, OptimConfig, RolloutConfig, TrainConfig};
 use grpo_policies::cosmos::CosmosConfig;
-use grpo_policies::decoder::DecoderConfig;
+use grpo_policies::decoder::{DecoderConfig, ImagePositions};
 use grpo_policies::simplear::Law;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -166,6 +166,9 @@ pub struct DecoderSizes {
     pub num_key_value_heads: usize,
     /// Longest row.
     pub max_position_embeddings: usize,
+    /// How the tokens of an image are numbered: the paper's table 3.
+    #[serde(default)]
+    pub image_positions: ImagePositions,
 }
 
 impl DecoderSizes {
@@ -179,6 +182,7 @@ impl DecoderSizes {
             num_attention_heads: self.num_attention_heads,
             num_key_value_heads: self.num_key_value_heads,
             max_position_embeddings: self.max_position_embeddings,
+            image_positions: self.image_positions,
             ..DecoderConfig::default()
         }
     }

@@ -230,6 +230,15 @@ fn the_stages_leave_policies_that_generate_goes_on_from() {
     assert!(weights("unsaved") == weights("sft"), "what is saved at the end depends on what was saved on the way");
     let said = grpo(folder.path(), &["generate", "--policy", "sft", "--prompt", "a photo of a star"]);
     assert_eq!(said.code, 0, "{}", said.err);
+
+    // Positions by line and column are a choice of the configuration, and a checkpoint keeps it.
+    let grid = ["--cosmos", "pretrained/cosmos", "--set", "decoder.image_positions=grid"];
+    run(&["pretrain", &pretrain, "--out", "grid"], &grid);
+    let json = std::fs::read_to_string(folder.path().join("grid/config.json")).unwrap();
+    assert!(json.contains("\"image_positions\": \"grid\""), "{json}");
+    assert!(weights("grid") != weights("pretrained"), "the positions change nothing");
+    let args = ["pretrain", &pretrain, "--out", "x", "--set", "decoder.image_positions=spiral"];
+    mistake(folder.path(), &args, &["unknown variant `spiral`", "line", "grid"]);
     let args = ["sft", &sft, "--out", "other", "--set", "stage.batch=0"];
     mistake(folder.path(), &args, &["stage.batch is 0", "at least 1"]);
 }
