@@ -1,6 +1,8 @@
 //! Policies: what can be sampled, replayed and differentiated.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use image::RgbImage;
@@ -140,19 +142,14 @@ pub trait Policy: Sync {
     /// Adds `d loss / d params` to `gradients`, given the gradients by the log-probs and the entropies, `[B, T]`.
     ///
     /// The default uses candle's autograd on the graph of `log_probs`; a large model overrides it with its own
-    /// backward, layer by layer.
+    /// backward, layer by layer, which finds what it needs in [`LogProbs::tape`].
     fn backward(
         &self,
         log_probs: &LogProbs,
         gradient: &LossGradient,
         gradients: &mut Gradients,
     ) -> Result<(), BoxError> {
-        let mut surrogate = (log_probs.values() * gradient.log_probs.detach())?.sum_all()?;
-        if let (Some(entropy), Some(gradient)) = (log_probs.entropy(), &gradient.entropy) {
-            surrogate = (surrogate + (entropy * gradient.detach())?.sum_all()?)?;
-        }
-        gradients.add_backward(&surrogate, &self.params())?;
-        Ok(())
+        Ok(gradients.add_backward(&log_probs.surrogate(gradient)?, &self.params())?)
     }
 
     /// Rows and columns in which a sample's choices lie, for maps of what happens where; `None` where they are no grid.
@@ -195,6 +192,7 @@ pub struct LogProbs {
     values: Tensor,
     mask: Tensor,
     entropy: Option<Tensor>,
+    tape: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl LogProbs {
@@ -209,7 +207,7 @@ impl LogProbs {
                 expected: values.dims().to_vec(),
             });
         }
-        Ok(Self { values, mask, entropy: None })
+        Ok(Self { values, mask, entropy: None, tape: None })
     }
 
     /// Adds the entropy in nats of the law at each position, `[B, T]`.
@@ -228,6 +226,12 @@ impl LogProbs {
         Ok(self)
     }
 
+    /// Adds what the policy's own [`Policy::backward`] needs of this pass, in place of a graph.
+    #[must_use]
+    pub fn with_tape(self, tape: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { tape: Some(tape), ..self }
+    }
+
     /// The log-probabilities, `[B, T]`, f32.
     pub fn values(&self) -> &Tensor {
         &self.values
@@ -243,10 +247,24 @@ impl LogProbs {
         self.entropy.as_ref()
     }
 
-    /// The same numbers without a graph.
+    /// What [`LogProbs::with_tape`] added; a policy that adds one knows its type.
+    pub fn tape(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.tape.as_deref()
+    }
+
+    /// The scalar on the graph of these numbers whose gradients are those of the loss that `gradient` belongs to.
+    pub fn surrogate(&self, gradient: &LossGradient) -> Result<Tensor> {
+        let surrogate = (&self.values * gradient.log_probs.detach())?.sum_all()?;
+        match (&self.entropy, &gradient.entropy) {
+            (Some(entropy), Some(gradient)) => Ok((surrogate + (entropy * gradient.detach())?.sum_all()?)?),
+            _ => Ok(surrogate),
+        }
+    }
+
+    /// The same numbers without a graph or a tape.
     pub fn detached(&self) -> Result<Self> {
         let entropy = self.entropy.as_ref().map(Tensor::detach);
-        Ok(Self { values: self.values.detach(), mask: self.mask.detach(), entropy })
+        Ok(Self { values: self.values.detach(), mask: self.mask.detach(), entropy, tape: None })
     }
 
     /// The values as rows, for code that works on slices.
