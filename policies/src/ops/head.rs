@@ -5,15 +5,17 @@
 use std::ops::Range;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use super::{host, is_host_f32, operand, stored, tensor, vector};
+use super::{ROW_BLOCK, host, is_host_f32, operand, stored, tensor, vector};
 
 /// Logits that exist at one time, where rows are wide; a cache's worth.
 const CHUNK_LOGITS: usize = 1 << 20;
 /// Limits of the rows of a chunk: fewer waste the product, more the cache.
 const CHUNK_ROWS: Range<usize> = 256..4096;
+/// Lines of the head whose gradient by one chunk exists at one time.
+const BLOCK_LINES: usize = 8192;
 
 /// Which rows of the vocabulary compete, which of them were chosen, and how sharply.
 #[derive(Clone, Debug)]
@@ -31,6 +33,27 @@ impl Choice {
     ///
     /// `hidden` is `[n, h]` and `head` `[vocabulary, h]`.
     pub(crate) fn log_probs(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.check(hidden, head)?;
+        if !is_host_f32(hidden) {
+            return self.composite(hidden, head);
+        }
+        parts(&self.packed(hidden, head)?)
+    }
+
+    /// The same numbers without a graph, and what [`Scored::gradients`] needs instead of one.
+    pub(crate) fn scored(self, hidden: &Tensor, head: &Tensor) -> Result<Scored> {
+        self.check(hidden, head)?;
+        let (hidden, head) = (hidden.detach(), head.detach());
+        if !is_host_f32(&hidden) {
+            let (log_probs, entropies) = self.composite(&hidden, &head)?;
+            return Ok(Scored { choice: self, log_probs, entropies, packed: None });
+        }
+        let packed = self.packed(&hidden, &head)?;
+        let (log_probs, entropies) = parts(&packed)?;
+        Ok(Scored { choice: self, log_probs, entropies, packed: Some(packed) })
+    }
+
+    fn check(&self, hidden: &Tensor, head: &Tensor) -> Result<()> {
         let (n, width) = hidden.dims2()?;
         let (vocabulary, head_width) = head.dims2()?;
         if n != self.targets.len() || width != head_width {
@@ -45,11 +68,11 @@ impl Choice {
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             bail!("temperature is {}; give a positive number", self.temperature);
         }
-        if !is_host_f32(hidden) {
-            return self.composite(hidden, head);
-        }
-        let packed = hidden.contiguous()?.apply_op2(head, LogProbs { choice: self.clone() })?;
-        Ok((packed.narrow(0, 0, 1)?.squeeze(0)?, packed.narrow(0, 1, 1)?.squeeze(0)?))
+        Ok(())
+    }
+
+    fn packed(&self, hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+        hidden.contiguous()?.apply_op2(head, LogProbs { choice: self.clone() })
     }
 
     fn composite(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
@@ -77,6 +100,52 @@ impl Choice {
     }
 }
 
+/// Log-probabilities and entropies of a packed result.
+fn parts(packed: &Tensor) -> Result<(Tensor, Tensor)> {
+    Ok((packed.narrow(0, 0, 1)?.squeeze(0)?, packed.narrow(0, 1, 1)?.squeeze(0)?))
+}
+
+/// Log-probabilities and entropies without a graph.
+pub(crate) struct Scored {
+    choice: Choice,
+    /// Of each target, `[n]`.
+    pub(crate) log_probs: Tensor,
+    /// In nats, `[n]`.
+    pub(crate) entropies: Tensor,
+    /// What the operation gave, `[3, n]`, where it made them.
+    packed: Option<Tensor>,
+}
+
+impl Scored {
+    /// Gradients by `hidden`, `[n, h]`, and, where it is trained, by `head`, `[vocabulary, h]`, given those by
+    /// log-probabilities and entropies, `[n]` each.
+    ///
+    /// `hidden` and `head` are those the numbers were made of; the logits are made again.
+    pub(crate) fn gradients(
+        &self,
+        hidden: &Tensor,
+        head: &Tensor,
+        by_log_probs: &Tensor,
+        by_entropies: Option<&Tensor>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let zeros = by_log_probs.zeros_like()?;
+        let by_entropies = by_entropies.unwrap_or(&zeros);
+        if let Some(packed) = &self.packed {
+            let gradient = Tensor::stack(&[by_log_probs, by_entropies, &zeros], 0)?;
+            return LogProbs { choice: self.choice.clone() }.gradients(hidden, head, packed, &gradient);
+        }
+        let hidden = Var::from_tensor(hidden)?;
+        let (log_probs, entropies) = self.choice.composite(&hidden, head)?;
+        let surrogate = ((log_probs * by_log_probs)?.sum_all()? + (entropies * by_entropies)?.sum_all()?)?;
+        let mut store = surrogate.backward()?;
+        let to_hidden = match store.remove(&hidden) {
+            Some(gradient) => gradient,
+            None => hidden.zeros_like()?,
+        };
+        Ok((to_hidden, store.remove(head)))
+    }
+}
+
 /// Its result is `[3, n]`: log-probability, entropy and log-sum-exp, of which the first two have a gradient.
 struct LogProbs {
     choice: Choice,
@@ -92,6 +161,39 @@ impl LogProbs {
             CpuStorage::F32(logits) => Ok(logits),
             _ => bail!("log-probs: the logits are not f32"),
         }
+    }
+
+    /// Gradients by the hidden states and, where it is trained, the head, given the operation's result and the
+    /// gradient by it, `[3, n]` both.
+    fn gradients(&self, h: &Tensor, w: &Tensor, res: &Tensor, grad: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let Choice { slice, targets, .. } = &self.choice;
+        let (n, width) = h.dims2()?;
+        if n == 0 {
+            return Ok((h.zeros_like()?, w.track_op().then(|| w.zeros_like()).transpose()?));
+        }
+        let rows = RowGradient::of(res, grad)?;
+        let head = w.detach().narrow(0, slice.start, slice.len())?;
+        // The one buffer of the head's size: chunks are added to it in their order.
+        let mut to_head = w.track_op().then(|| vec![0.0; w.elem_count()]);
+        let mut to_hidden = Vec::new();
+        let chunk = self.choice.chunk_rows();
+        for first in (0..n).step_by(chunk) {
+            let count = chunk.min(n - first);
+            let hidden = h.detach().narrow(0, first, count)?;
+            let logits = hidden.matmul(&head.t()?)?;
+            let mut logits = host(&logits)?.values()?.to_vec();
+            logits.par_chunks_mut(slice.len()).enumerate().for_each(|(row, logits)| {
+                let row = first + row;
+                vector::vectorised(|| self.to_logits(logits, targets[row], rows[row]));
+            });
+            let to_logits = tensor(logits, (count, slice.len()))?;
+            to_hidden.push(to_logits.matmul(&head)?);
+            if let Some(sum) = &mut to_head {
+                add_product(&mut sum[slice.start * width..slice.end * width], &to_logits, &hidden)?;
+            }
+        }
+        let to_head = to_head.map(|sum| tensor(sum, w.shape())).transpose()?;
+        Ok((Tensor::cat(&to_hidden, 0)?, to_head))
     }
 
     /// Replaces logits by the gradient that reaches them.
@@ -113,6 +215,23 @@ impl LogProbs {
         }
         logits[target as usize - self.choice.slice.start] += scale;
     }
+}
+
+/// Adds `aᵀ · b` to `sum`, a block of lines at a time: `a` is `[k, m]`, `b` `[k, n]`, `sum` `[m, n]`.
+fn add_product(sum: &mut [f32], a: &Tensor, b: &Tensor) -> Result<()> {
+    let (m, n) = (a.dim(1)?, b.dim(1)?);
+    for first in (0..m).step_by(BLOCK_LINES) {
+        let count = BLOCK_LINES.min(m - first);
+        let part = a.narrow(1, first, count)?.t()?.matmul(b)?;
+        let part = host(&part)?;
+        let sum = &mut sum[first * n..(first + count) * n];
+        sum.par_chunks_mut(ROW_BLOCK * n.max(1)).zip(part.values()?.par_chunks(ROW_BLOCK * n.max(1))).for_each(
+            |(sum, part)| {
+                vector::vectorised(|| vector::add(sum, part));
+            },
+        );
+    }
+    Ok(())
 }
 
 type Operand<'a> = (&'a CpuStorage, &'a Layout);
@@ -188,34 +307,8 @@ impl CustomOp2 for LogProbs {
     }
 
     fn bwd(&self, h: &Tensor, w: &Tensor, res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Choice { slice, targets, .. } = &self.choice;
-        let n = targets.len();
-        let rows = RowGradient::of(res, grad)?;
-        let head = w.detach().narrow(0, slice.start, slice.len())?;
-        let (mut to_hidden, mut to_head) = (Vec::new(), None);
-        let chunk = self.choice.chunk_rows();
-        for first in (0..n).step_by(chunk) {
-            let count = chunk.min(n - first);
-            let hidden = h.detach().narrow(0, first, count)?;
-            let logits = hidden.matmul(&head.t()?)?;
-            let mut logits = host(&logits)?.values()?.to_vec();
-            logits.par_chunks_mut(slice.len()).enumerate().for_each(|(row, logits)| {
-                let row = first + row;
-                vector::vectorised(|| self.to_logits(logits, targets[row], rows[row]));
-            });
-            let to_logits = tensor(logits, (count, slice.len()))?;
-            to_hidden.push(to_logits.matmul(&head)?);
-            let part = to_logits.t()?.matmul(&hidden)?;
-            to_head = Some(match to_head {
-                None => part,
-                Some(sum) => (sum + part)?,
-            });
-        }
-        let Some(to_head) = to_head else {
-            return Ok((Some(h.zeros_like()?), Some(w.zeros_like()?)));
-        };
-        let to_head = to_head.pad_with_zeros(0, slice.start, w.dim(0)? - slice.end)?;
-        Ok((Some(Tensor::cat(&to_hidden, 0)?), Some(to_head)))
+        let (to_hidden, to_head) = self.gradients(h, w, res, grad)?;
+        Ok((Some(to_hidden), to_head))
     }
 }
 

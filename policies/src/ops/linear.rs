@@ -1,7 +1,8 @@
 //! `x · Wᵀ + addend`, the addend being a bias or the residual stream.
 //!
 //! candle's own batched product gives wrong numbers for a strided left operand with a broadcast right one
-//! (0.11.1), so rows are made contiguous and multiplied as one matrix.
+//! (0.11.1), so rows are made contiguous and multiplied as one matrix. Operands that nothing trains, such as the
+//! weights below an adapter, cost no product in the backward pass.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
@@ -59,8 +60,7 @@ impl CustomOp2 for Linear {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        Ok((Some(grad.matmul(w)?), Some(grad.t()?.matmul(x)?)))
+        gradients(x, w, &grad.contiguous()?)
     }
 }
 
@@ -105,13 +105,20 @@ impl CustomOp3 for LinearAdd {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let to_addend = if addend.rank() == 1 {
-            tensor(sum_rows(host(&grad)?.values()?, addend.elem_count()), addend.shape())?
-        } else {
-            grad.clone()
+        let to_addend = match (addend.track_op(), addend.rank()) {
+            (false, _) => None,
+            (true, 1) => Some(tensor(sum_rows(host(&grad)?.values()?, addend.elem_count()), addend.shape())?),
+            (true, _) => Some(grad.clone()),
         };
-        Ok((Some(grad.matmul(w)?), Some(grad.t()?.matmul(x)?), Some(to_addend)))
+        let (to_x, to_weight) = gradients(x, w, &grad)?;
+        Ok((to_x, to_weight, to_addend))
     }
+}
+
+/// Gradients by the input and the weight of a product, each where something below it is trained.
+fn gradients(x: &Tensor, w: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    let to_x = x.track_op().then(|| grad.matmul(w)).transpose()?;
+    Ok((to_x, w.track_op().then(|| grad.t()?.matmul(x)).transpose()?))
 }
 
 /// Adds line to line, or the one line there is to all.
