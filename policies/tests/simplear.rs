@@ -82,6 +82,7 @@ fn the_policy_holds_to_its_contract_under_every_law() {
         let report = check_policy(&small(&[5, 5]).with_law(law.clone()).unwrap(), &prompts).unwrap();
         assert!(report.replay_difference < Some(1e-4), "{law:?}: {report:?}");
     }
+    check_policy(&small(&[5, 5]).recompute_layers(), &prompts).unwrap();
     for shaped in [Law { guidance: 2.0, ..Law::default() }, Law { top_k: Some(3), ..Law::default() }] {
         let law = Law { scored_as: ScoredAs::Conditional, ..shaped };
         let report = check_policy(&small(&[5, 5]).with_law(law).unwrap(), &prompts).unwrap();
@@ -244,9 +245,10 @@ fn an_entropy_bonus_and_a_moving_reference_reach_every_weight() {
 }
 
 #[test]
-fn how_many_parts_are_computed_at_once_changes_no_bit() {
-    let trained = |parts_at_once: usize| {
+fn neither_parts_computed_at_once_nor_recomputed_layers_change_a_bit() {
+    let trained = |parts_at_once: usize, recompute: bool| {
         let policy = small(&[5, 5]);
+        let policy = if recompute { policy.recompute_layers() } else { policy };
         let reference = policy.frozen().unwrap();
         let red = reward_fn("red", |_: &Prompt, image: &RgbImage| Ok(image.pixels().map(|p| f32::from(p[0])).sum()));
         let rollout = GroupSampler::new(RewardSet::new().with(red, 1.0).unwrap(), GroupSize::new(4).unwrap(), 8);
@@ -259,13 +261,17 @@ fn how_many_parts_are_computed_at_once_changes_no_bit() {
             ..config.rollout
         };
         config.optim.lr = 1e-2;
+        config.objective.entropy_weight = 0.1;
         let prompts = ["a red star", "a photo of a blue star"].map(Prompt::new).to_vec();
         let mut trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts).unwrap();
         trainer.run().unwrap();
         let bits = |var: &Var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         trainer.policy().params().iter().map(|(name, var)| (name.to_string(), bits(var))).collect::<Vec<_>>()
     };
-    assert_eq!(trained(3), trained(1));
+    let plain = trained(1, false);
+    for (parts_at_once, recompute) in [(3, false), (1, true), (3, true)] {
+        assert_eq!(trained(parts_at_once, recompute), plain, "{parts_at_once} at once, recomputed: {recompute}");
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The Qwen2.5-shaped decoder: trainable, replayable, and sampled from with a cache.
 //!
 //! Training and replay go through [`Decoder::forward`] and [`Decoder::log_probs_of`], which build candle's graph
-//! out of operations with hand-written backward passes. Sampling goes through a [`Snapshot`], which packs the
+//! out of operations with hand-written backward passes; [`Decoder::score`] is both in one, and can do without the graph
+//! by making each layer again in its own [`Tape::backward`]. Sampling goes through a [`Snapshot`], which packs the
 //! weights of one moment and has no graph: a prompt is read once, its [`Cache`] repeated for each draw, and a
 //! row's numbers are the same to the bit whatever rows it is decoded with.
 //!
@@ -13,10 +14,12 @@ mod config;
 mod device;
 mod host;
 mod model;
+mod recompute;
 mod snapshot;
 mod weights;
 
 pub use cache::Cache;
 pub use config::{DecoderConfig, ImagePositions};
 pub use model::Decoder;
+pub use recompute::{Scores, Tape, Targets};
 pub use snapshot::{Snapshot, repeat_rows};

@@ -18,6 +18,9 @@ use crate::ops::rope::{NO_IMAGE, Plane, Rope};
 use crate::ops::swiglu::swiglu;
 use crate::safetensors_file;
 
+/// The name of the embedding's weights.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+
 /// A Qwen2.5-shaped causal language model over one vocabulary.
 ///
 /// ```
@@ -34,14 +37,16 @@ use crate::safetensors_file;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Decoder {
-    config: DecoderConfig,
+    pub(super) config: DecoderConfig,
     tensors: BTreeMap<String, Tensor>,
-    params: Params,
-    embedding: Tensor,
-    layers: Vec<Layer>,
-    norm: Tensor,
-    head: Tensor,
+    pub(super) params: Params,
+    pub(super) embedding: Tensor,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Tensor,
+    pub(super) head: Tensor,
     rope: Arc<Rope>,
+    /// Whether scoring keeps a tape and no graph.
+    pub(super) recompute: bool,
 }
 
 impl Decoder {
@@ -85,7 +90,7 @@ impl Decoder {
     }
 
     fn assemble(config: DecoderConfig, tensors: BTreeMap<String, Tensor>, params: Params) -> Result<Self> {
-        let embedding = weights::find(&tensors, "model.embed_tokens.weight")?;
+        let embedding = weights::find(&tensors, EMBEDDING)?;
         let head = match config.tie_word_embeddings {
             true => embedding.clone(),
             false => weights::find(&tensors, "lm_head.weight")?,
@@ -93,7 +98,7 @@ impl Decoder {
         let layers = (0..config.num_hidden_layers).map(|layer| Layer::find(&tensors, layer)).collect::<Result<_>>()?;
         let rope = Rope::new(config.head_dim(), config.rope_theta, config.max_position_embeddings);
         let norm = weights::find(&tensors, "model.norm.weight")?;
-        Ok(Self { config, tensors, params, embedding, layers, norm, head, rope: Arc::new(rope) })
+        Ok(Self { config, tensors, params, embedding, layers, norm, head, rope: Arc::new(rope), recompute: false })
     }
 
     /// Where the config asks for two-dimensional positions, images have `columns` tokens in a line and begin behind the
@@ -132,7 +137,8 @@ impl Decoder {
 
     /// A copy with variables of its own: a reference that is moved now and then, a second policy.
     pub fn copy(&self) -> Result<Self> {
-        Ok(Self { rope: self.rope.clone(), ..Self::from_tensors(self.config.clone(), self.copied_tensors()?, true)? })
+        let copy = Self::from_tensors(self.config.clone(), self.copied_tensors()?, true)?;
+        Ok(Self { rope: self.rope.clone(), recompute: self.recompute, ..copy })
     }
 
     fn copied_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -163,6 +169,19 @@ impl Decoder {
         rows: &[impl AsRef<[u32]>],
         mut see: impl FnMut(&Attention, &Tensor) -> Result<()>,
     ) -> Result<(Tensor, Attention)> {
+        let (ids, lengths) = self.padded(rows)?;
+        let attention = self.attention(lengths, rows);
+        let mut x = self.embed(&ids)?.reshape((rows.len(), (), self.config.hidden_size))?;
+        for layer in &self.layers {
+            let qkv = self.project(layer, &x)?;
+            see(&attention, &qkv)?;
+            x = self.finish_layer(layer, &x, &attention.apply(&qkv)?)?;
+        }
+        Ok((rms_norm(&x, &self.norm, self.config.rms_norm_eps)?, attention))
+    }
+
+    /// The ids of rows padded on the right to the longest, and the rows' lengths.
+    pub(super) fn padded(&self, rows: &[impl AsRef<[u32]>]) -> Result<(Vec<u32>, Vec<usize>)> {
         let lengths = self.checked_lengths(rows)?;
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let mut ids = Vec::with_capacity(rows.len() * longest);
@@ -170,14 +189,7 @@ impl Decoder {
             ids.extend_from_slice(row.as_ref());
             ids.resize(ids.len().next_multiple_of(longest), 0);
         }
-        let attention = self.attention(lengths, rows);
-        let mut x = self.embed(&ids)?.reshape((rows.len(), longest, self.config.hidden_size))?;
-        for layer in &self.layers {
-            let qkv = self.project(layer, &x)?;
-            see(&attention, &qkv)?;
-            x = self.finish_layer(layer, &x, &attention.apply(&qkv)?)?;
-        }
-        Ok((rms_norm(&x, &self.norm, self.config.rms_norm_eps)?, attention))
+        Ok((ids, lengths))
     }
 
     pub(super) fn attention(&self, lengths: Vec<usize>, rows: &[impl AsRef<[u32]>]) -> Attention {

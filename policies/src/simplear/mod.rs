@@ -15,7 +15,10 @@ mod text;
 use std::ops::Range;
 use std::sync::Arc;
 
-use grpo::{BoxError, Completion, Error, LogProbs, Params, Policy, Prompt, Request, Result, Scoring};
+use candle_core::Tensor;
+use grpo::{
+    BoxError, Completion, Error, Gradients, LogProbs, LossGradient, Params, Policy, Prompt, Request, Result, Scoring,
+};
 use image::RgbImage;
 use serde::Serialize;
 
@@ -26,7 +29,7 @@ pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
 pub use text::{SPECIAL_TOKENS, TextTokenizer};
 
 use crate::cosmos::Cosmos;
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Tape, Targets};
 
 /// Rows and columns of visual tokens.
 pub type Grid = (usize, usize);
@@ -100,6 +103,13 @@ impl SimpleAr {
         }
         self.window = window.min(self.n_tokens());
         Ok(self)
+    }
+
+    /// Trains with one layer's activations in memory at a time, for about a third more time: see [`Tape`].
+    #[must_use]
+    pub fn recompute_layers(mut self) -> Self {
+        self.decoder = self.decoder.recompute_layers();
+        self
     }
 
     /// A copy without trainable variables, which later training does not move: the reference of the KL term.
@@ -241,24 +251,39 @@ impl Policy for SimpleAr {
         }
         let mut rows = Vec::with_capacity(batch.len());
         let mut places = Vec::with_capacity(batch.len() * n_tokens);
-        let mut targets = Vec::with_capacity(batch.len() * n_tokens);
+        let mut chosen = Vec::with_capacity(batch.len() * n_tokens);
         for (row, (prompt, trace)) in batch.iter().enumerate() {
             let drawn = self.trace_ids(trace)?;
             let mut ids = self.prompt_ids(&prompt.text, &trace.prefix)?;
             places.extend((0..n_tokens).map(|token| (row, ids.len() - 1 + token)));
             // The last token is chosen and never read.
             ids.extend(&drawn[..n_tokens - 1]);
-            targets.extend(drawn);
+            chosen.extend(drawn);
             rows.push(ids);
         }
-        let hidden = self.decoder.forward(&rows)?;
-        let hidden = self.decoder.hidden_at(&hidden, &places)?;
-        let (log_probs, entropy) =
-            self.decoder.log_probs_of(&hidden, &targets, self.choices(vocabulary), temperature)?;
+        let targets = Targets { places, ids: chosen, slice: self.choices(vocabulary), temperature };
+        let scores = self.decoder.score(&rows, &targets)?;
         let shape = (batch.len(), n_tokens);
-        let log_probs = log_probs.reshape(shape)?;
+        let log_probs = scores.log_probs.reshape(shape)?;
         let mask = log_probs.ones_like()?.detach();
-        Ok(LogProbs::new(log_probs, mask)?.with_entropy(entropy.reshape(shape)?)?)
+        let log_probs = LogProbs::new(log_probs, mask)?.with_entropy(scores.entropies.reshape(shape)?)?;
+        Ok(match scores.tape {
+            Some(tape) => log_probs.with_tape(Arc::new(tape)),
+            None => log_probs,
+        })
+    }
+
+    fn backward(
+        &self,
+        log_probs: &LogProbs,
+        gradient: &LossGradient,
+        gradients: &mut Gradients,
+    ) -> Result<(), BoxError> {
+        let Some(tape) = log_probs.tape().and_then(|tape| tape.downcast_ref::<Tape>()) else {
+            return Ok(gradients.add_backward(&log_probs.surrogate(gradient)?, &self.params())?);
+        };
+        let by_entropies = gradient.entropy.as_ref().map(Tensor::flatten_all).transpose()?;
+        Ok(tape.backward(&gradient.log_probs.flatten_all()?, by_entropies.as_ref(), gradients)?)
     }
 
     fn params(&self) -> Params {

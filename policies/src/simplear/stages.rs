@@ -7,6 +7,7 @@ use grpo::{AdamW, Error, Gradients, OptimConfig, Policy, Result, Seed};
 use image::RgbImage;
 
 use super::SimpleAr;
+use crate::decoder::{Scores, Targets};
 
 /// An image with what is said of it.
 #[derive(Clone, Debug)]
@@ -52,17 +53,14 @@ impl SimpleAr {
         Ok(ids)
     }
 
-    /// Mean cross-entropy of every id after the first over the full vocabulary, a scalar with a gradient.
-    fn row_loss(&self, rows: &[Vec<u32>]) -> Result<candle_core::Tensor> {
+    /// Log-probabilities of every id after the first over the full vocabulary.
+    fn row_scores(&self, rows: &[Vec<u32>]) -> Result<Scores> {
         let read: Vec<&[u32]> = rows.iter().map(|row| &row[..row.len().saturating_sub(1)]).collect();
-        let hidden = self.decoder.forward(&read)?;
         let places: Vec<(usize, usize)> =
             read.iter().enumerate().flat_map(|(row, ids)| (0..ids.len()).map(move |at| (row, at))).collect();
-        let targets: Vec<u32> = rows.iter().flat_map(|row| row.iter().skip(1).copied()).collect();
-        let hidden = self.decoder.hidden_at(&hidden, &places)?;
-        let vocabulary = 0..self.decoder.config().vocab_size;
-        let (log_probs, _) = self.decoder.log_probs_of(&hidden, &targets, vocabulary, 1.0)?;
-        Ok(log_probs.mean_all()?.neg()?)
+        let ids: Vec<u32> = rows.iter().flat_map(|row| row.iter().skip(1).copied()).collect();
+        let slice = 0..self.decoder.config().vocab_size;
+        self.decoder.score(&read, &Targets { places, ids, slice, temperature: 1.0 })
     }
 }
 
@@ -94,9 +92,16 @@ pub fn train_stage(
             policy.training_row(kept.then_some(example.caption.as_str()), codes)
         });
         let rows: Vec<Vec<u32>> = rows.collect::<Result<_>>()?;
-        let loss = policy.row_loss(&rows)?;
+        let Scores { log_probs, tape, .. } = policy.row_scores(&rows)?;
+        let loss = log_probs.mean_all()?.neg()?;
         let mut gradients = Gradients::new();
-        gradients.add_backward(&loss, &params)?;
+        match tape {
+            None => gradients.add_backward(&loss, &params)?,
+            Some(tape) => {
+                let share = -1.0 / log_probs.elem_count() as f64;
+                tape.backward(&(log_probs.ones_like()? * share)?, None, &mut gradients)?;
+            }
+        }
         let grad_norm = adamw.step(&gradients, plan.optim.rate(step, plan.n_steps))?;
         on_step(policy, StageStep { step, loss: f64::from(loss.to_scalar::<f32>()?), grad_norm })?;
     }
