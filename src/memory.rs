@@ -20,9 +20,19 @@ impl PeakMemory {
         self.most = self.most.max(peak);
         metrics.insert(format!("memory/{phase}_peak_gb"), peak);
         metrics.insert("memory/peak_gb".into(), self.most);
-        // See proc(5): 5 sets the mark to what is held now. A system without it keeps the mark.
-        drop(fs::write("/proc/self/clear_refs", "5"));
+        reset();
     }
+
+    /// Begins a phase after something that is none: its peak counts for the run alone.
+    pub(crate) fn forget(&mut self) {
+        self.most = self.most.max(high_water_gb().unwrap_or(0.0));
+        reset();
+    }
+}
+
+/// Sets the mark to what is held now: see proc(5). A system without it keeps the mark.
+fn reset() {
+    drop(fs::write("/proc/self/clear_refs", "5"));
 }
 
 fn high_water_gb() -> Option<f64> {
@@ -40,6 +50,7 @@ mod tests {
     fn a_phase_has_its_own_peak_and_the_run_the_greatest() {
         let mut memory = PeakMemory::default();
         let mut metrics = Metrics::new();
+        memory.forget();
         memory.end_phase("start", &mut metrics);
         let Some(start) = metrics.get("memory/start_peak_gb").copied() else { return };
         assert!(start > 0.0);

@@ -179,6 +179,7 @@ impl<P: Policy> Trainer<P> {
     /// One step of Algorithm 1.
     pub fn step(&mut self) -> Result<()> {
         let clock = Instant::now();
+        self.memory.forget();
         let (groups, mut metrics) = self.collect()?;
         self.memory.end_phase("rollout", &mut metrics);
         let objective = &self.config.objective.clone();
@@ -203,7 +204,6 @@ impl<P: Policy> Trainer<P> {
             Some(_) => update.score(&self.policy, &scored.rows).unwrap_or_default(),
             None => Vec::new(),
         };
-
         let n_choices = scored.n_choices();
         let (described, metrics_s) =
             timed(|| Ok((reward_metrics(&groups, judged.names()), judged.metrics(n_choices))))?;
@@ -220,8 +220,8 @@ impl<P: Policy> Trainer<P> {
             replayed: &replayed,
             reference: scored.reference.as_deref(),
         });
-        let positions = &applied.positions;
-        self.tell(&Told { metrics, groups: &groups, advantages: &advantages, positions, fault })?;
+        let (groups, advantages, positions) = (&groups, &advantages, &applied.positions);
+        self.tell(&Told { metrics, groups, advantages, positions, fault })?;
         self.progress.check_diverged(self.config.max_skips_in_row, self.n_done - 1, applied.fault.as_deref())
     }
 

@@ -91,6 +91,27 @@ fn training_leaves_a_folder_that_generate_goes_on_from() {
     assert!(folder.path().join("generated/000-01.png").exists());
 }
 
+/// A dry run tells the shapes and what memory each phase takes, and leaves nothing; a run tells what it took.
+#[test]
+fn memory_is_told_before_and_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = train(folder.path(), &["--dry-run"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    for words in
+        ["4 layers of 128", "1600 codes", "64 x 64 px = 8 x 8 = 64 tokens", "2 prompts of at most", "512 tokens drawn"]
+    {
+        assert!(said.out.contains(words), "no `{words}` in {}", said.out);
+    }
+    assert!(said.out.contains("peaks       rollout 0.") && !folder.path().join("runs").exists(), "{}", said.out);
+    let plain = train(folder.path(), &["--set", "name=plain"]);
+    let again = train(folder.path(), &["--set", "name=again", "--recompute-layers"]);
+    assert!(plain.code == 0 && again.code == 0, "{}{}", plain.err, again.err);
+    assert!(plain.err.contains("peak memory  rollout ") && plain.err.contains(", update "), "{}", plain.err);
+    let weights =
+        |name: &str| std::fs::read(folder.path().join(format!("runs/{name}/0/policy/model.safetensors"))).unwrap();
+    assert!(weights("plain") == weights("again"), "layers made again give other numbers");
+}
+
 /// The same run a second time is refused, since it would overwrite the first.
 fn mistake_again(folder: &Path) {
     let said = train(folder, &["--set", "name=t"]);

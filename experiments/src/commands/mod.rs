@@ -4,6 +4,7 @@ mod draw;
 mod eval;
 mod generate;
 mod nll;
+mod plan;
 mod pretrain;
 mod score;
 mod show;

@@ -146,6 +146,11 @@ impl Cosmos {
         self.params.clone()
     }
 
+    /// How many numbers the weights hold together.
+    pub fn n_elements(&self) -> usize {
+        self.tensors.values().map(Tensor::elem_count).sum()
+    }
+
     /// How many different codes there are.
     pub fn n_codes(&self) -> u32 {
         self.fsq.n_codes()

@@ -125,6 +125,11 @@ impl Decoder {
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect()
     }
 
+    /// How many numbers the weights hold together, trainable or not.
+    pub fn n_elements(&self) -> usize {
+        self.tensors.values().map(Tensor::elem_count).sum()
+    }
+
     /// Where it computes.
     pub fn device(&self) -> &Device {
         self.embedding.device()

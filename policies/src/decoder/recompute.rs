@@ -71,6 +71,11 @@ impl Decoder {
         self
     }
 
+    /// Whether scoring keeps a tape and no graph.
+    pub fn recomputes_layers(&self) -> bool {
+        self.recompute
+    }
+
     /// Log-probabilities and entropies of chosen tokens of rows of any lengths.
     ///
     /// [`Decoder::forward`], [`Decoder::hidden_at`] and [`Decoder::log_probs_of`] in one, and the only way to score

@@ -7,6 +7,7 @@
 
 mod files;
 mod law;
+mod memory;
 mod sampling;
 mod speculative;
 mod stages;
@@ -24,6 +25,7 @@ use serde::Serialize;
 
 pub use files::{Stage, shapes_cosmos};
 pub use law::{Law, ScoredAs, Vocabulary};
+pub use memory::{MemoryEstimate, Workload};
 pub use sampling::Drawn;
 pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
 pub use text::{SPECIAL_TOKENS, TextTokenizer};
