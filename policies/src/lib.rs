@@ -13,3 +13,4 @@ mod ops;
 pub mod safetensors_file;
 mod sampling;
 pub mod simplear;
+mod torch_file;

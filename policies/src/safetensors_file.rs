@@ -212,7 +212,7 @@ impl Entry {
 }
 
 /// IEEE half precision, subnormals included.
-fn half_to_f32(bits: u16) -> f32 {
+pub(crate) fn half_to_f32(bits: u16) -> f32 {
     let sign = if bits & 0x8000 == 0 { 1.0 } else { -1.0 };
     let mantissa = f32::from(bits & 0x3FF);
     let magnitude = match (bits >> 10) & 0x1F {
