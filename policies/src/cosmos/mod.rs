@@ -16,6 +16,7 @@ mod config;
 mod conv;
 mod fsq;
 mod haar;
+mod import;
 mod model;
 mod norm;
 mod pixels;
@@ -31,6 +32,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 pub use config::CosmosConfig;
+pub use import::{CosmosFiles, PublishedCosmos};
 pub use train::{TrainPlan, TrainStep, train};
 
 use crate::safetensors_file::{self, Precision};
