@@ -3,7 +3,7 @@
 //! A factorised pair of Cosmos' convolutions (space, then time) is one convolution here, under the pair's name; a
 //! convolution over time alone is 1 x 1; attention over one frame's time is a 1 x 1 convolution of the values.
 
-use candle_core::{D, Result as CandleResult, Tensor};
+use candle_core::{D, DType, Result as CandleResult, Tensor};
 use grpo::Result;
 
 use super::config::Resampling;
@@ -27,6 +27,11 @@ impl Conv {
             weight: source(&format!("{name}.weight"), &window.weight_shape(to, from))?,
             bias: source(&format!("{name}.bias"), &[to])?,
         })
+    }
+
+    /// The type of the weights, which is that of the activations.
+    pub(super) fn dtype(&self) -> DType {
+        self.weight.dtype()
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
@@ -124,10 +129,11 @@ impl Attention {
     }
 }
 
-/// Softmax over the last dimension in operations that keep the gradient.
+/// Softmax over the last dimension, in f32, in operations that keep the gradient.
 fn softmax(x: &Tensor) -> CandleResult<Tensor> {
-    let exp = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
-    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
+    let wide = x.to_dtype(DType::F32)?;
+    let exp = wide.broadcast_sub(&wide.max_keepdim(D::Minus1)?.detach())?.exp()?;
+    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)?.to_dtype(x.dtype())
 }
 
 /// The middle of encoder and decoder.

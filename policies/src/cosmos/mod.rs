@@ -9,7 +9,8 @@
 //! 4. the Haar bands that are high in time are pruned from `encoder.conv_in` and folded into `decoder.conv_out`.
 //!
 //! Tensors keep the published names without their `.0`, `.1` and `.conv3d` endings: `encoder.down.0.block.0.conv1.weight`
-//! `[O, I, 3, 3]`, 1 x 1 convolutions as matrices `[O, I]`, norms `[C]`. Activations are `[B, H, W, C]`, f32.
+//! `[O, I, 3, 3]`, 1 x 1 convolutions as matrices `[O, I]`, norms `[C]`. Activations are `[B, H, W, C]`,
+//! f32 unless [`Cosmos::to_dtype`] says otherwise.
 
 mod blocks;
 mod config;
@@ -26,7 +27,7 @@ mod weights;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use grpo::{Error, Params, Result, Seed};
 use image::RgbImage;
 use rayon::prelude::*;
@@ -44,6 +45,9 @@ const WEIGHTS_FILE: &str = "model.safetensors";
 
 /// Images pass through the network in pieces of about this many pixels, which bounds memory at every batch size.
 const PIXELS_AT_ONCE: usize = 1 << 15;
+
+/// Pieces run side by side as long as they have about this many pixels together: one image of 1024 x 1024.
+const PIXELS_TOGETHER: usize = 1 << 20;
 
 /// A visual tokenizer with its weights.
 ///
@@ -133,6 +137,27 @@ impl Cosmos {
         safetensors_file::write(&weights_path, &self.tensors, precision)
     }
 
+    /// A frozen copy that computes in another type: bf16 for half the time and memory on a GPU, where a latent near the
+    /// border of its cell may get its neighbour's code.
+    ///
+    /// Pixels, wavelets, statistics of norms, attention weights and the quantizer stay f32. On a CPU only f32 is fast.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        let on_cpu = self.device.is_cpu();
+        if !matches!(dtype, DType::F16 | DType::BF16 | DType::F32 | DType::F64) || (on_cpu && dtype == DType::BF16) {
+            let (dtype, place) = (dtype.as_str(), if on_cpu { "a CPU" } else { "a GPU" });
+            return Err(Error::config(format!("the tokenizer cannot compute in {dtype} on {place}; keep f32 there")));
+        }
+        let mut cast = BTreeMap::new();
+        for (name, tensor) in &self.tensors {
+            cast.insert(name.clone(), tensor.detach().to_dtype(dtype)?);
+        }
+        let parts = build(&self.config, &mut |name: &str, shape: &[usize]| {
+            let missing = || Error::config(format!("tensor `{name}` of shape {shape:?} is missing; load it again"));
+            cast.get(name).cloned().ok_or_else(missing)
+        })?;
+        Ok(Self::assemble(self.config.clone(), &self.device, (cast, Params::none()), parts))
+    }
+
     /// Widths, depths and codebook.
     pub fn config(&self) -> &CosmosConfig {
         &self.config
@@ -199,11 +224,16 @@ impl Cosmos {
         work: impl Fn(&[T]) -> Result<Vec<R>> + Send + Sync,
     ) -> Result<Vec<R>> {
         let size = (PIXELS_AT_ONCE / pixels.max(1)).max(1);
-        let pieces: Result<Vec<Vec<R>>> = match self.device.is_cpu() {
-            true => batch.par_chunks(size).map(work).collect(),
-            false => batch.chunks(size).map(work).collect(),
+        let beside = match self.device.is_cpu() {
+            true => (PIXELS_TOGETHER / size.saturating_mul(pixels).max(1)).max(1),
+            false => 1,
         };
-        Ok(pieces?.into_iter().flatten().collect())
+        let mut results = Vec::with_capacity(batch.len());
+        for pieces in batch.chunks(size.saturating_mul(beside)) {
+            let pieces: Vec<Vec<R>> = pieces.par_chunks(size).map(&work).collect::<Result<_>>()?;
+            results.extend(pieces.into_iter().flatten());
+        }
+        Ok(results)
     }
 
     /// Latents `[B, h, w, D]`, before quantization, of pixels `[B, H, W, 3]` in `[-1, 1]`.

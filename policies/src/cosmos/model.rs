@@ -1,6 +1,6 @@
 //! Encoder and decoder: from pixels to latents and from quantized values to pixels.
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use grpo::Result;
 
 use super::blocks::{Conv, Down, Mid, Norm, ResBlock, Source, Up};
@@ -9,7 +9,7 @@ use super::conv::Window;
 use super::haar;
 use super::norm::Activation;
 
-/// Pixels `[B, H, W, 3]` in `[-1, 1]` to latents `[B, h, w, D]`.
+/// Pixels `[B, H, W, 3]` in `[-1, 1]` to latents `[B, h, w, D]`, both f32 whatever is between.
 pub(super) struct Encoder {
     patch_size: usize,
     conv_in: Conv,
@@ -52,7 +52,8 @@ impl Encoder {
     }
 
     pub(super) fn forward(&self, pixels: &Tensor) -> CandleResult<Tensor> {
-        let mut x = self.conv_in.forward(&haar::patch(pixels, self.patch_size)?)?;
+        let patches = haar::patch(pixels, self.patch_size)?.to_dtype(self.conv_in.dtype())?;
+        let mut x = self.conv_in.forward(&patches)?;
         for (blocks, down) in &self.levels {
             for block in blocks {
                 x = block.forward(&x)?;
@@ -62,11 +63,11 @@ impl Encoder {
             }
         }
         let x = self.norm_out.forward(&self.mid.forward(&x)?, Activation::Silu)?;
-        self.quant_conv.forward(&self.conv_out.forward(&x)?)
+        self.quant_conv.forward(&self.conv_out.forward(&x)?)?.to_dtype(DType::F32)
     }
 }
 
-/// Quantized values `[B, h, w, D]` to pixels `[B, H, W, 3]`, not clamped.
+/// Quantized values `[B, h, w, D]` to pixels `[B, H, W, 3]`, not clamped, both f32 whatever is between.
 pub(super) struct Decoder {
     patch_size: usize,
     post_quant_conv: Conv,
@@ -111,7 +112,8 @@ impl Decoder {
     }
 
     pub(super) fn forward(&self, values: &Tensor) -> CandleResult<Tensor> {
-        let x = self.conv_in.forward(&self.post_quant_conv.forward(values)?)?;
+        let values = values.to_dtype(self.conv_in.dtype())?;
+        let x = self.conv_in.forward(&self.post_quant_conv.forward(&values)?)?;
         let mut x = self.mid.forward(&x)?;
         for (blocks, up) in &self.levels {
             for block in blocks {
@@ -122,6 +124,6 @@ impl Decoder {
             }
         }
         let x = self.norm_out.forward(&x, Activation::Silu)?;
-        haar::unpatch(&self.conv_out.forward(&x)?, self.patch_size)
+        haar::unpatch(&self.conv_out.forward(&x)?.to_dtype(DType::F32)?, self.patch_size)
     }
 }
