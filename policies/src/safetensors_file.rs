@@ -5,24 +5,31 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use grpo::{Error, Result};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::json;
 
 /// The longest header that is read; real ones stay below a megabyte.
 const MOST_HEADER_BYTES: u64 = 100 << 20;
+
+/// Numbers pass between disk and memory in pieces of this many, so that no tensor is held twice.
+const PIECE: usize = 1 << 18;
 
 /// How numbers are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// As they are.
     F32,
-    /// Rounded to bfloat16, half the size.
+    /// Rounded to the nearest bfloat16, ties to even; half the size.
     Bf16,
+    /// Rounded to the nearest IEEE half, ties to even; half the size, and nothing beyond 65,504.
+    F16,
 }
 
 /// Reads every tensor of a file as f32 on the CPU.
@@ -44,18 +51,79 @@ pub fn read_bytes(name: impl Into<PathBuf>, bytes: &[u8]) -> Result<BTreeMap<Str
     Source { name: name.into(), size: bytes.len() as u64, stream: bytes }.tensors()
 }
 
-/// Writes tensors to a file, in name order.
+/// Writes tensors to a file, in name order, one piece of one tensor at a time.
+///
+/// A number that is not finite, or no longer is after rounding, is an error that names the tensor.
 pub fn write(path: impl AsRef<Path>, tensors: &BTreeMap<String, Tensor>, precision: Precision) -> Result<()> {
     let path = path.as_ref();
-    let dtype = match precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::BF16,
-    };
-    let mut on_disk = BTreeMap::new();
+    let fault = |error: std::io::Error| Error::file(path, error);
+    // Readers of Hugging Face refuse a file that does not say whose tensors it holds.
+    let mut header = serde_json::Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
+    let mut end = 0;
     for (name, tensor) in tensors {
-        on_disk.insert(name, tensor.detach().to_device(&Device::Cpu)?.to_dtype(dtype)?.contiguous()?);
+        let first = end;
+        end += (tensor.elem_count() * precision.width()) as u64;
+        let entry = json!({"dtype": precision.name(), "shape": tensor.dims(), "data_offsets": [first, end]});
+        header.insert(name.clone(), entry);
     }
-    safetensors::serialize_to_file(on_disk, None, path).map_err(|error| Error::file(path, error))
+    let mut header = serde_json::Value::Object(header).to_string();
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let mut out = BufWriter::new(File::create(path).map_err(fault)?);
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(fault)?;
+    out.write_all(header.as_bytes()).map_err(fault)?;
+    for (name, tensor) in tensors {
+        for piece in pieces(tensor)? {
+            let bytes = precision.bytes(&piece?).map_err(|value| {
+                Error::file(path, format!("tensor `{name}` holds {value}, which {} cannot say", precision.name()))
+            })?;
+            out.write_all(&bytes).map_err(fault)?;
+        }
+    }
+    out.flush().map_err(fault)
+}
+
+/// The numbers of a tensor as f32, a piece at a time, in row-major order.
+pub(crate) fn pieces(tensor: &Tensor) -> Result<impl Iterator<Item = Result<Vec<f32>>>> {
+    let flat = tensor.detach().flatten_all()?;
+    let n = flat.elem_count();
+    Ok((0..n).step_by(PIECE).map(move |first| {
+        let piece = flat.narrow(0, first, PIECE.min(n - first))?;
+        Ok(piece.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.to_vec1()?)
+    }))
+}
+
+impl Precision {
+    /// The name in a safetensors header.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::Bf16 => "BF16",
+            Self::F16 => "F16",
+        }
+    }
+
+    /// Bytes of one number.
+    pub(crate) fn width(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// The bytes of numbers, or the first that is not finite once rounded.
+    fn bytes(self, values: &[f32]) -> std::result::Result<Vec<u8>, f32> {
+        let finite = |value: f32| match self {
+            Self::F32 => value.is_finite(),
+            // The largest bfloat16 has bits 0x7F7F; half of the next step above it rounds to infinity.
+            Self::Bf16 => value.abs().to_bits() < 0x7F7F_8000,
+            Self::F16 => value.abs() < 65_520.0,
+        };
+        if let Some(value) = values.iter().find(|value| !finite(**value)) {
+            return Err(*value);
+        }
+        Ok(match self {
+            Self::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Self::Bf16 => values.iter().flat_map(|value| bf16_of(*value).to_le_bytes()).collect(),
+            Self::F16 => values.iter().flat_map(|value| half_of(*value).to_le_bytes()).collect(),
+        })
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,25 +133,25 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// The header's entries; a name that comes twice is an error, where a plain map would keep the last.
-struct Header(BTreeMap<String, Entry>);
+/// A JSON map whose names each come once; a name that comes twice is an error, where a plain map would keep the last.
+pub(crate) struct NamedOnce<V>(pub(crate) BTreeMap<String, V>);
 
-impl<'de> Deserialize<'de> for Header {
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for NamedOnce<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(HeaderVisitor)
+        deserializer.deserialize_map(NamedOnceVisitor(PhantomData))
     }
 }
 
-struct HeaderVisitor;
+struct NamedOnceVisitor<V>(PhantomData<V>);
 
-impl<'de> Visitor<'de> for HeaderVisitor {
-    type Value = Header;
+impl<'de, V: Deserialize<'de>> Visitor<'de> for NamedOnceVisitor<V> {
+    type Value = NamedOnce<V>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a map from tensor names to their places")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<NamedOnce<V>, A::Error> {
         let mut entries = BTreeMap::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
@@ -96,7 +164,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
             }
             entries.insert(name, entry);
         }
-        Ok(Header(entries))
+        Ok(NamedOnce(entries))
     }
 }
 
@@ -108,7 +176,7 @@ struct Source<R> {
 
 impl<R: Read> Source<R> {
     fn tensors(mut self) -> Result<BTreeMap<String, Tensor>> {
-        let mut entries: Vec<(String, Entry)> = self.header()?.0.into_iter().collect();
+        let mut entries: Vec<(String, Entry)> = self.header()?.into_iter().collect();
         entries.sort_by_key(|(_, entry)| entry.data_offsets);
         let mut tensors = BTreeMap::new();
         for (name, entry) in entries {
@@ -119,7 +187,7 @@ impl<R: Read> Source<R> {
     }
 
     /// Reads the header and checks that the tensors fill the rest of the file, without gap or overlap.
-    fn header(&mut self) -> Result<Header> {
+    fn header(&mut self) -> Result<BTreeMap<String, Entry>> {
         let length = match self.size {
             0..8 => return Err(self.fault("shorter than a safetensors header; the file is cut short or another kind")),
             _ => u64::from_le_bytes(self.array()?),
@@ -131,11 +199,12 @@ impl<R: Read> Source<R> {
             )));
         }
         let json = self.bytes(length)?;
-        let header: Header = serde_json::from_slice(&json).map_err(|error| self.fault(format!("header: {error}")))?;
-        if header.0.is_empty() {
+        let NamedOnce(header) =
+            serde_json::from_slice(&json).map_err(|error| self.fault(format!("header: {error}")))?;
+        if header.is_empty() {
             return Err(self.fault("holds no tensor; write it again"));
         }
-        let mut places: Vec<(&String, &Entry)> = header.0.iter().collect();
+        let mut places: Vec<(&String, &Entry)> = header.iter().collect();
         places.sort_by_key(|(_, entry)| entry.data_offsets);
         let mut end = 0;
         for (name, entry) in places {
@@ -160,15 +229,27 @@ impl<R: Read> Source<R> {
     }
 
     fn values(&mut self, name: &str, entry: &Entry) -> Result<Vec<f32>> {
-        let bytes = self.bytes(entry.data_offsets.1 - entry.data_offsets.0)?;
-        let values: Vec<f32> = match entry.dtype.as_str() {
-            "F32" => bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-            "BF16" => {
-                let widened = |bytes: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-                bytes.as_chunks::<2>().0.iter().map(widened).collect()
+        let mut left = (entry.data_offsets.1 - entry.data_offsets.0) as usize;
+        let n = left / if entry.dtype == "F32" { 4 } else { 2 };
+        let mut values: Vec<f32> = Vec::new();
+        values.try_reserve_exact(n).map_err(|error| self.fault(format!("tensor `{name}` of {n} numbers: {error}")))?;
+        let mut buffer = vec![0; left.min(4 * PIECE)];
+        while left > 0 {
+            let piece = &mut buffer[..left.min(4 * PIECE)];
+            let read = self.stream.read_exact(piece);
+            read.map_err(|error| Error::file(&self.name, format!("tensor `{name}`: {error}; copy the file again")))?;
+            match entry.dtype.as_str() {
+                "F32" => values.extend(piece.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
+                "BF16" => {
+                    let widened = |bytes: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+                    values.extend(piece.as_chunks::<2>().0.iter().map(widened));
+                }
+                _ => {
+                    values.extend(piece.as_chunks::<2>().0.iter().map(|bytes| half_to_f32(u16::from_le_bytes(*bytes))))
+                }
             }
-            _ => bytes.as_chunks::<2>().0.iter().map(|bytes| half_to_f32(u16::from_le_bytes(*bytes))).collect(),
-        };
+            left -= piece.len();
+        }
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
             Some(index) => Err(self.fault(format!(
@@ -224,6 +305,24 @@ pub(crate) fn half_to_f32(bits: u16) -> f32 {
     sign * magnitude
 }
 
+/// The nearest half of a finite number below 65,520, ties to even.
+fn half_of(value: f32) -> u16 {
+    let sign = if value.is_sign_negative() { 0x8000 } else { 0 };
+    let magnitude = value.abs();
+    if magnitude < 2f32.powi(-14) {
+        return sign | (magnitude * 2f32.powi(24)).round_ties_even() as u16;
+    }
+    let bits = magnitude.to_bits();
+    // The exponent's bias falls from 127 to 15.
+    sign | (((bits + 0xFFF + ((bits >> 13) & 1)) >> 13) - (112 << 10)) as u16
+}
+
+/// The nearest bfloat16 of a finite number, ties to even.
+fn bf16_of(value: f32) -> u16 {
+    let bits = value.to_bits();
+    ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) as u16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,7 +343,7 @@ mod tests {
         let path = folder.path().join("w.safetensors");
         let tensor = Tensor::from_vec(vec![1.5f32, -0.25, 3.0, 1e-3], (2, 2), &Device::Cpu).unwrap();
         let tensors = BTreeMap::from([("b".to_owned(), tensor.t().unwrap()), ("a".to_owned(), tensor)]);
-        for (precision, tolerance) in [(Precision::F32, 0.0), (Precision::Bf16, 1e-5)] {
+        for (precision, tolerance) in [(Precision::F32, 0.0), (Precision::Bf16, 1e-5), (Precision::F16, 1e-6)] {
             write(&path, &tensors, precision).unwrap();
             let back = read(&path).unwrap();
             assert_eq!(back.keys().collect::<Vec<_>>(), ["a", "b"]);
@@ -264,6 +363,43 @@ mod tests {
         let header = r#"{"a": {"dtype": "F16", "shape": [1], "data_offsets": [0, 2]}}"#;
         let tensors = read_bytes("w", &file(header, &0x3C00u16.to_le_bytes())).unwrap();
         assert_eq!(tensors["a"].to_vec1::<f32>().unwrap(), [1.0]);
+    }
+
+    /// Every half and every bfloat16 is itself; between neighbours the nearer one is taken, half-way the even one.
+    #[test]
+    fn numbers_are_rounded_to_the_nearest() {
+        type Kind = (fn(f32) -> u16, fn(u16) -> f32, u16);
+        let bf16: Kind = (bf16_of, |bits| f32::from_bits(u32::from(bits) << 16), 0x7F7F);
+        let half: Kind = (half_of, half_to_f32, 0x7BFF);
+        for (round, widen, largest) in [bf16, half] {
+            for bits in 0..largest {
+                let (low, high) = (widen(bits), widen(bits + 1));
+                assert_eq!((round(low), round(-low)), (bits, bits | 0x8000));
+                let middle = ((f64::from(low) + f64::from(high)) / 2.0) as f32;
+                assert_eq!(round(middle), bits + (bits & 1), "half-way above {low}");
+                assert_eq!((round(middle.next_down()), round(middle.next_up())), (bits, bits + 1), "near {middle}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_beyond_a_precision_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w");
+        for (precision, value, said) in [
+            (Precision::F32, f32::NAN, Some("tensor `a` holds NaN, which F32 cannot say")),
+            (Precision::F16, 65_519.0, None),
+            (Precision::F16, -65_520.0, Some("tensor `a` holds -65520, which F16 cannot say")),
+            (Precision::Bf16, 3.389e38, None),
+            (Precision::Bf16, 3.397e38, Some("which BF16 cannot say")),
+        ] {
+            let tensors = BTreeMap::from([("a".to_owned(), Tensor::new(&[value], &Device::Cpu).unwrap())]);
+            let written = write(&path, &tensors, precision).map_err(|error| error.to_string());
+            match said {
+                None => drop(read(&path).unwrap()),
+                Some(said) => assert!(written.unwrap_err().contains(said)),
+            }
+        }
     }
 
     #[test]
