@@ -257,7 +257,7 @@ fn weights_survive_a_file() {
     let path = folder.path().join("model.safetensors");
     safetensors_file::write(&path, &decoder.tensors(), safetensors_file::Precision::F32).unwrap();
     std::fs::write(folder.path().join("config.json"), serde_json::to_string(decoder.config()).unwrap()).unwrap();
-    let back = Decoder::load(folder.path(), false).unwrap();
+    let back = Decoder::load(folder.path(), &Device::Cpu, false).unwrap();
     let hidden = |decoder: &Decoder| numbers(&decoder.forward(&[vec![1, 2, 3]]).unwrap());
     assert_eq!(hidden(&back), hidden(&decoder));
 }

@@ -1,15 +1,20 @@
 //! The sizes of a decoder, under the names of a Hugging Face `config.json`.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 use grpo::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::safetensors_file::Precision;
 
 /// Longest table of rotary angles that is made without being asked for; 32,768 positions of 64 are 8 MB.
 const MOST_POSITIONS: usize = 1 << 20;
 
 /// The sizes of a Qwen2.5-shaped decoder: the tiny one and the 1.5B one differ in nothing else.
 ///
-/// Read from a Hugging Face `config.json`, whose other keys are ignored. The default is the miniature.
+/// Read from a Hugging Face `config.json`, where an absent key means what it means to Hugging Face and keys that the
+/// decoder does not need are kept for the next reader. The default is the miniature.
 ///
 /// ```
 /// use grpo_policies::decoder::DecoderConfig;
@@ -42,11 +47,14 @@ pub struct DecoderConfig {
     #[serde(default = "default_theta")]
     pub rope_theta: f64,
     /// Whether the head is the embedding.
-    #[serde(default = "default_tied")]
+    #[serde(default)]
     pub tie_word_embeddings: bool,
     /// How the tokens of an image are numbered; the only key here that Hugging Face's Qwen2 does not know.
     #[serde(default, skip_serializing_if = "ImagePositions::is_line")]
     pub image_positions: ImagePositions,
+    /// Every other key of the file it was read from, for the file it is written to.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, Value>,
 }
 
 /// How the tokens of an image are numbered for rotary positions (SimpleAR, table 3).
@@ -75,12 +83,9 @@ fn default_eps() -> f64 {
     1e-6
 }
 
+/// What `Qwen2Config` takes where nothing is said; the published models say 1e6.
 fn default_theta() -> f64 {
-    1e6
-}
-
-fn default_tied() -> bool {
-    true
+    1e4
 }
 
 impl Default for DecoderConfig {
@@ -94,9 +99,10 @@ impl Default for DecoderConfig {
             num_key_value_heads: 2,
             max_position_embeddings: 512,
             rms_norm_eps: default_eps(),
-            rope_theta: default_theta(),
-            tie_word_embeddings: default_tied(),
+            rope_theta: 1e6,
+            tie_word_embeddings: true,
             image_positions: ImagePositions::Line,
+            other: BTreeMap::new(),
         }
     }
 }
@@ -110,6 +116,8 @@ struct Arithmetic {
     head_dim: Option<usize>,
     #[serde(default)]
     use_sliding_window: bool,
+    #[serde(default)]
+    layer_types: Option<Vec<String>>,
     #[serde(default)]
     rope_scaling: Option<serde_json::Value>,
     #[serde(default)]
@@ -137,6 +145,36 @@ impl DecoderConfig {
         config.check()?;
         arithmetic.check(config.head_dim())?;
         Ok(config)
+    }
+
+    /// The `config.json` of weights of this precision, as `transformers` 4 and 5 read it.
+    ///
+    /// Keys that the decoder does not need are written as they were read.
+    pub fn to_json(&self, precision: Precision) -> Result<String> {
+        let fault = |error: serde_json::Error| Error::config(format!("config.json: {error}"));
+        let dtype = match precision {
+            Precision::F32 => "float32",
+            Precision::Bf16 => "bfloat16",
+            Precision::F16 => "float16",
+        };
+        let mut file = self.clone();
+        let defaults = [
+            ("architectures", json!(["Qwen2ForCausalLM"])),
+            ("model_type", json!("qwen2")),
+            ("hidden_act", json!("silu")),
+            ("bos_token_id", Value::Null),
+            ("eos_token_id", Value::Null),
+            ("pad_token_id", Value::Null),
+        ];
+        for (key, value) in defaults {
+            file.other.entry(key.to_owned()).or_insert(value);
+        }
+        // Version 4 reads the first spelling of each, version 5 the second.
+        file.other.insert("torch_dtype".into(), json!(dtype));
+        file.other.insert("dtype".into(), json!(dtype));
+        let rope = json!({"rope_theta": self.rope_theta, "rope_type": "default"});
+        file.other.insert("rope_parameters".into(), rope);
+        Ok(serde_json::to_string_pretty(&file).map_err(fault)? + "\n")
     }
 
     /// Numbers of one head.
@@ -232,6 +270,10 @@ impl Arithmetic {
         if self.use_sliding_window {
             return refuse("use_sliding_window is true; only full attention is built".to_owned());
         }
+        let windowed = |kind: &&String| kind.as_str() != "full_attention";
+        if let Some(kind) = self.layer_types.iter().flatten().find(windowed) {
+            return refuse(format!("layer_types holds `{kind}`; only `full_attention` is built"));
+        }
         if let Some(scaling) = &self.rope_scaling {
             return refuse(format!("rope_scaling is {scaling}; only null is built"));
         }
@@ -258,17 +300,46 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_qwen_and_unknown_keys_are_ignored() {
+    fn what_is_not_said_is_what_hugging_face_takes() {
         let config = read("").unwrap();
-        assert_eq!((config.rope_theta, config.rms_norm_eps), (1e6, 1e-6));
-        assert!(config.tie_word_embeddings);
-        let again = DecoderConfig::from_json(&serde_json::to_string(&config).unwrap()).unwrap();
-        assert_eq!(again, config);
+        // `Qwen2Config()` of transformers 5.23.
+        assert_eq!((config.rope_theta, config.rms_norm_eps, config.max_position_embeddings), (1e4, 1e-6, 32_768));
+        assert!(!config.tie_word_embeddings);
+        assert_eq!(config.other, BTreeMap::from([("use_pos_skipping".to_owned(), json!(false))]));
+    }
+
+    /// The file of Qwen2.5-0.5B-Instruct, and what SimpleAR's training adds.
+    const PUBLISHED: &str = r#"{"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+        "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 21, "model_type": "qwen2",
+        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers_version": "4.43.1", "use_cache": true, "use_sliding_window": false, "vocab_size": 151936,
+        "use_pos_skipping": false, "pos_skipping_range": 4096, "mm_spatial_pool_mode": "bilinear"}"#;
+
+    #[test]
+    fn a_published_file_is_read_and_written_with_all_its_keys() {
+        let config = DecoderConfig::from_json(PUBLISHED).unwrap();
+        assert_eq!((config.vocab_size, config.head_dim(), config.rope_theta), (151_936, 64, 1e6));
+        let written: Value = serde_json::from_str(&config.to_json(Precision::F16).unwrap()).unwrap();
+        let mut want: Value = serde_json::from_str(PUBLISHED).unwrap();
+        for (key, value) in [
+            ("torch_dtype", json!("float16")),
+            ("dtype", json!("float16")),
+            ("pad_token_id", Value::Null),
+            ("rope_parameters", json!({"rope_theta": 1e6, "rope_type": "default"})),
+        ] {
+            want[key] = value;
+        }
+        assert_eq!(written, want);
+        let again = DecoderConfig::from_json(&written.to_string()).unwrap();
+        assert_eq!(again.to_json(Precision::F16).unwrap(), config.to_json(Precision::F16).unwrap());
     }
 
     #[test]
     fn the_base_of_wavelengths_is_found_where_either_version_writes_it() {
         assert_eq!(read(r#", "rope_theta": 5e4"#).unwrap().rope_theta, 5e4);
+        read(r#", "head_dim": 8, "layer_types": ["full_attention", "full_attention"], "rope_scaling": null"#).unwrap();
         let nested = read(r#", "rope_parameters": {"rope_theta": 7e4, "rope_type": "default"}"#).unwrap();
         assert_eq!(nested.rope_theta, 7e4);
     }
@@ -278,6 +349,7 @@ mod tests {
         for (more, message) in [
             (r#", "hidden_act": "gelu""#, "hidden_act is `gelu`; only `silu` is built"),
             (r#", "use_sliding_window": true"#, "use_sliding_window is true"),
+            (r#", "layer_types": ["full_attention", "sliding_attention"]"#, "layer_types holds `sliding_attention`"),
             (r#", "rope_scaling": {"type": "yarn"}"#, "rope_scaling is"),
             (r#", "rope_parameters": {"rope_type": "yarn"}"#, "rope_type is `yarn`"),
             (r#", "head_dim": 16"#, "head_dim is 16"),

@@ -6,12 +6,15 @@
 //! weights of one moment and has no graph: a prompt is read once, its [`Cache`] repeated for each draw, and a
 //! row's numbers are the same to the bit whatever rows it is decoded with.
 //!
+//! Weights come from Hugging Face folders ([`Decoder::load`]) and go to such ([`Decoder::save`]).
+//!
 //! Architecture: Qwen2.5 technical report, arXiv 2412.15115, section 2; names and layout of weights are those of
 //! Hugging Face's `Qwen2ForCausalLM`.
 
 mod cache;
 mod config;
 mod device;
+pub(crate) mod folder;
 mod host;
 mod model;
 mod recompute;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
@@ -16,7 +15,6 @@ use crate::ops::linear::{linear, linear_bias, linear_residual};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::{NO_IMAGE, Plane, Rope};
 use crate::ops::swiglu::swiglu;
-use crate::safetensors_file;
 
 /// The name of the embedding's weights.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -72,16 +70,6 @@ impl Decoder {
         }
         let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
         Self::assemble(config, tensors, Params::new(vars)?)
-    }
-
-    /// Reads `config.json` and `model.safetensors` of a Hugging Face folder.
-    pub fn load(folder: impl AsRef<Path>, trainable: bool) -> Result<Self> {
-        let config_path = folder.as_ref().join("config.json");
-        let json = std::fs::read_to_string(&config_path).map_err(|error| Error::file(&config_path, error))?;
-        let config = DecoderConfig::from_json(&json).map_err(|error| Error::file(&config_path, error))?;
-        let path = folder.as_ref().join("model.safetensors");
-        let tensors = safetensors_file::read(&path)?;
-        Self::from_tensors(config, tensors, trainable).map_err(|error| Error::file(&path, error))
     }
 
     /// The same with other weights.

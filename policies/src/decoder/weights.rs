@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use grpo::{Error, Result, Seed};
 
 use super::DecoderConfig;
+use crate::safetensors_file::pieces;
 
 /// Standard deviation of fresh weights, Qwen2's `initializer_range`.
 const SPREAD: f64 = 0.02;
@@ -87,10 +88,12 @@ pub(super) fn checked(
             )));
         }
         let tensor = tensor.detach().to_dtype(DType::F32)?.contiguous()?;
-        if let Some(value) = tensor.flatten_all()?.to_vec1::<f32>()?.iter().find(|value| !value.is_finite()) {
-            return Err(Error::config(format!(
-                "tensor `{name}` holds {value}; weights must be finite, take an earlier checkpoint"
-            )));
+        for piece in pieces(&tensor)? {
+            if let Some(value) = piece?.iter().find(|value| !value.is_finite()) {
+                return Err(Error::config(format!(
+                    "tensor `{name}` holds {value}; weights must be finite, take an earlier checkpoint"
+                )));
+            }
         }
         checked.insert(name, tensor);
     }
@@ -108,8 +111,8 @@ fn drop_copy_of_embedding(tensors: &mut BTreeMap<String, Tensor>) -> Result<()> 
     let Some(head) = tensors.remove("lm_head.weight") else { return Ok(()) };
     let same = match tensors.get("model.embed_tokens.weight") {
         Some(embedding) if embedding.dims() == head.dims() => {
-            let difference = embedding.to_dtype(DType::F32)?.ne(&head.to_dtype(DType::F32)?)?;
-            difference.to_dtype(DType::F32)?.max_all()?.to_scalar::<f32>()? == 0.0
+            let mut pairs = pieces(embedding)?.zip(pieces(&head)?);
+            pairs.try_fold(true, |same, (embedding, head)| Ok::<_, Error>(same && embedding? == head?))?
         }
         _ => false,
     };

@@ -1,23 +1,21 @@
 //! A SimpleAR checkpoint as a folder, and the one that comes with this crate.
 //!
-//! `config.json`, `model.safetensors` and `tokenizer.json` are Hugging Face's; `cosmos/` holds the visual tokenizer.
+//! `config.json`, `model.safetensors` or its shards, and `tokenizer.json` are Hugging Face's; `cosmos/` holds the
+//! visual tokenizer.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 use grpo::{Error, Result};
 
 use super::{SimpleAr, TextTokenizer};
 use crate::cosmos::{Cosmos, CosmosConfig};
+use crate::decoder::folder::{Companions, GENERATION, on_device, read_text, write_text};
 use crate::decoder::{Decoder, DecoderConfig};
 use crate::safetensors_file::{self, Precision};
 
-const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
-const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 const COSMOS: &str = "cosmos";
 
 /// Which of the embedded checkpoints.
@@ -53,32 +51,39 @@ impl SimpleAr {
                 "there is no such folder; give one that holds config.json, model.safetensors, tokenizer.json and cosmos/",
             ));
         }
-        let read = |name: &str| {
-            let path = folder.join(name);
-            fs::read_to_string(&path).map_err(|error| Error::file(path, error))
-        };
-        let config = DecoderConfig::from_json(&read(CONFIG)?)?;
-        let tensors = safetensors_file::read(folder.join(WEIGHTS))?;
-        let decoder = Decoder::from_tensors(config, on_device(tensors, device)?, true)
-            .map_err(|error| Error::file(folder.join(WEIGHTS), error))?;
-        let text = TextTokenizer::from_json(&read(TOKENIZER)?)?;
+        let decoder = Decoder::load(folder, device, true)?;
+        let path = folder.join(TOKENIZER);
+        let text = TextTokenizer::from_json(&read_text(&path)?).map_err(|error| Error::file(path, error))?;
         let cosmos = Cosmos::load(folder.join(COSMOS), device)?;
         let grid = cosmos.grid(height, width)?;
-        Self::new(decoder, Arc::new(cosmos), Arc::new(text), grid)
+        let policy = Self::new(decoder, Arc::new(cosmos), Arc::new(text), grid);
+        Ok(policy.map_err(|error| Error::file(folder, error))?.with_companions(Companions::read(folder)?))
     }
 
-    /// Writes what [`SimpleAr::load`] reads, the weights as bf16 or f32.
+    /// Carries the files that stand beside a checkpoint, and looks in them for what the original's sampling heeds.
+    pub(super) fn with_companions(mut self, companions: Companions) -> Self {
+        let penalty = companions.json(GENERATION).and_then(|settings| settings.get("repetition_penalty")?.as_f64());
+        if let Some(penalty) = penalty.filter(|penalty| *penalty != 1.0) {
+            self.warnings = Arc::new(vec![format!(
+                "{GENERATION} has repetition_penalty {penalty}, which the original's sampling applies to the \
+                 conditional logits and this one does not; set it to 1 there before comparing samples"
+            )]);
+        }
+        self.companions = Arc::new(companions);
+        self
+    }
+
+    /// What in the checkpoint's folder makes the original sample otherwise than this policy does; a line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Writes what [`SimpleAr::load`] and, but for `cosmos/`, `transformers` read, and the files of the tokenizer that
+    /// stood beside the checkpoint it was loaded from.
     pub fn save(&self, folder: &Path, precision: Precision) -> Result<()> {
-        fs::create_dir_all(folder).map_err(|error| Error::file(folder, error))?;
-        let write = |name: &str, text: String| {
-            let path = folder.join(name);
-            fs::write(&path, text).map_err(|error| Error::file(path, error))
-        };
-        let config =
-            serde_json::to_string_pretty(self.decoder.config()).map_err(|error| Error::config(error.to_string()))?;
-        write(CONFIG, config + "\n")?;
-        write(TOKENIZER, self.text.json().to_string())?;
-        safetensors_file::write(folder.join(WEIGHTS), &self.decoder.tensors(), precision)?;
+        self.decoder.save(folder, precision)?;
+        write_text(&folder.join(TOKENIZER), self.text.json())?;
+        self.companions.write(folder)?;
         self.cosmos.save(folder.join(COSMOS), precision)
     }
 }
@@ -88,12 +93,4 @@ pub fn shapes_cosmos(device: &Device) -> Result<Cosmos> {
     let config: CosmosConfig = serde_json::from_str(include_str!("../../models/shapes/cosmos/config.json"))
         .map_err(|error| Error::config(format!("the embedded visual tokenizer: {error}")))?;
     Cosmos::from_bytes(config, include_bytes!("../../models/shapes/cosmos/model.safetensors"), device)
-}
-
-fn on_device(tensors: BTreeMap<String, Tensor>, device: &Device) -> Result<BTreeMap<String, Tensor>> {
-    let mut moved = BTreeMap::new();
-    for (name, tensor) in tensors {
-        moved.insert(name, tensor.to_dtype(DType::F32)?.to_device(device)?);
-    }
-    Ok(moved)
 }

@@ -31,6 +31,7 @@ pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
 pub use text::{SPECIAL_TOKENS, TextTokenizer};
 
 use crate::cosmos::Cosmos;
+use crate::decoder::folder::Companions;
 use crate::decoder::{Decoder, Tape, Targets};
 
 /// Rows and columns of visual tokens.
@@ -45,6 +46,8 @@ pub struct SimpleAr {
     grid: Grid,
     /// Places decided in one pass of the decoder.
     window: usize,
+    companions: Arc<Companions>,
+    warnings: Arc<Vec<String>>,
 }
 
 /// The visual tokens of an image and the law they were drawn by.
@@ -71,7 +74,7 @@ impl SimpleAr {
         if got != expected {
             return Err(Error::config(format!(
                 "the decoder's vocabulary has {got} ids; the tokenizer's {} and the codebook's {} make {expected}: \
-                 take decoder, tokenizer and visual tokenizer of one checkpoint",
+                 take decoder, tokenizer and visual tokenizer of one checkpoint, or make one with grpo import",
                 text.n_ids(),
                 cosmos.n_codes()
             )));
@@ -84,7 +87,8 @@ impl SimpleAr {
             )));
         }
         let decoder = decoder.with_image_grid(grid.1, text.image_start());
-        Ok(Self { decoder, cosmos, text, law: Arc::new(Law::default()), grid, window: 1 })
+        let (law, companions, warnings) = Default::default();
+        Ok(Self { decoder, cosmos, text, law, grid, window: 1, companions, warnings })
     }
 
     /// Samples by this law from now on.
@@ -137,6 +141,8 @@ impl SimpleAr {
             law: self.law.clone(),
             grid: self.grid,
             window: self.window,
+            companions: self.companions.clone(),
+            warnings: self.warnings.clone(),
         }
     }
 
