@@ -6,6 +6,7 @@
 //! by index and not by text.
 
 mod files;
+mod initialise;
 mod law;
 mod memory;
 mod sampling;

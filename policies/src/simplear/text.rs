@@ -1,7 +1,9 @@
 //! Captions to ids: a Hugging Face `tokenizer.json`, in front of whose end the visual ids begin.
 
+use std::collections::BTreeSet;
+
 use grpo::{Error, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokenizers::Tokenizer;
 
 /// The special tokens that SimpleAR adds to its text tokenizer, in the order of their ids.
@@ -31,8 +33,36 @@ impl TextTokenizer {
             })
         };
         let (start, image_start) = (special("<|t2i|>")?, special("<|soi|>")?);
-        let n_ids = tokenizer.get_vocab_size(true) as u32;
+        let n_ids = n_ids(&tokenizer)?;
         Ok(Self { tokenizer, json: json.into(), start, image_start, n_ids })
+    }
+
+    /// The tokenizer of a language model with [`SPECIAL_TOKENS`] behind its last id, as SimpleAR adds them.
+    ///
+    /// Also gives how many ids there were: the first of the new ones.
+    pub(super) fn extended(json: &str) -> Result<(Self, u32)> {
+        let fault = |error: &dyn std::fmt::Display| Error::config(error.to_string());
+        let tokenizer = Tokenizer::from_bytes(json.as_bytes())
+            .map_err(|error| fault(&format!("{error}; give a Hugging Face tokenizer file")))?;
+        if let Some(token) = SPECIAL_TOKENS.iter().find(|token| tokenizer.token_to_id(token).is_some()) {
+            return Err(fault(&format!(
+                "the tokenizer has the token `{token}` already; load it as a SimpleAR checkpoint, or give a language model"
+            )));
+        }
+        let first = n_ids(&tokenizer)?;
+        let mut file: Value = serde_json::from_str(json).map_err(|error| fault(&error))?;
+        let Some(added) = file.get_mut("added_tokens").and_then(Value::as_array_mut) else {
+            return Err(fault(&"the tokenizer has no list `added_tokens`; give a Hugging Face tokenizer file"));
+        };
+        added.extend(added_tokens(first));
+        let extended = Self::from_json(&format!("{file:#}\n"))?;
+        for (id, token) in (first..).zip(SPECIAL_TOKENS) {
+            let got = extended.tokenizer.token_to_id(token);
+            if got != Some(id) {
+                return Err(fault(&format!("the token `{token}` got id {got:?} and not {id}; make the ids dense")));
+            }
+        }
+        Ok((extended, first))
     }
 
     /// One id a word, case folded, with the special tokens behind the words: the tokenizer of a small closed world.
@@ -43,15 +73,7 @@ impl TextTokenizer {
             let id = vocabulary.len();
             vocabulary.entry(word.to_lowercase()).or_insert(json!(id));
         }
-        let n_words = vocabulary.len();
-        let added: Vec<_> = SPECIAL_TOKENS
-            .iter()
-            .enumerate()
-            .map(|(at, token)| {
-                json!({"id": n_words + at, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                       "normalized": false, "special": true})
-            })
-            .collect();
+        let added = added_tokens(vocabulary.len() as u32);
         let file = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
             "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Whitespace"},
@@ -92,6 +114,30 @@ impl TextTokenizer {
     }
 }
 
+/// The entries of [`SPECIAL_TOKENS`] in a tokenizer file, with ids from `first` on.
+pub(super) fn added_tokens(first: u32) -> Vec<Value> {
+    let entry = |(id, token): (u32, &str)| {
+        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    (first..).zip(SPECIAL_TOKENS).map(entry).collect()
+}
+
+/// How many ids a tokenizer has, which its highest must be the last of: visual ids begin behind both.
+fn n_ids(tokenizer: &Tokenizer) -> Result<u32> {
+    let vocabulary = tokenizer.get_vocab(true);
+    let ids: BTreeSet<u32> = vocabulary.values().copied().collect();
+    let highest = ids.last().copied().unwrap_or(0);
+    if ids.len() != vocabulary.len() || ids.len() as u64 != u64::from(highest) + 1 {
+        return Err(Error::config(format!(
+            "the tokenizer has {} tokens with {} ids up to {highest}; give one whose ids are each used once, from 0 on",
+            vocabulary.len(),
+            ids.len()
+        )));
+    }
+    Ok(ids.len() as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +149,17 @@ mod tests {
         assert_eq!(tokenizer.n_ids(), 11);
         assert_eq!(tokenizer.prompt("A red, round square").unwrap(), [4, 1, 2, 0, 0, 3, 6]);
         assert_eq!(tokenizer.null_prompt(), [4, 6]);
+    }
+
+    #[test]
+    fn ids_that_leave_a_gap_are_refused() {
+        let words = TextTokenizer::of_words(["a", "red"]).unwrap();
+        let json = |id: u32| words.json().replace("\"red\": 2", &format!("\"red\": {id}"));
+        assert_eq!(TextTokenizer::from_json(&json(2)).unwrap().n_ids(), 10);
+        for (id, said) in [(1, "10 tokens with 9 ids up to 9"), (70, "10 tokens with 10 ids up to 70")] {
+            let error = TextTokenizer::from_json(&json(id)).err().unwrap().to_string();
+            assert!(error.contains(said) && error.contains("each used once"), "{error}");
+        }
     }
 
     #[test]
