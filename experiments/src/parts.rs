@@ -13,6 +13,7 @@ use grpo_rewards::shapes::{self, ShapesDetector};
 use grpo_rewards::{Brightness, JpegCompressibility};
 use image::RgbImage;
 
+use crate::commands::tell;
 use crate::config::{PolicySource, RewardSource};
 use crate::failure::{Failure, Outcome};
 
@@ -35,18 +36,22 @@ pub fn device(name: &str) -> Outcome<Device> {
 
 /// A policy from its source; `folder` is that of `--policy`.
 pub fn policy(source: PolicySource, folder: Option<&Path>, device: &Device) -> Outcome<SimpleAr> {
-    match (source, folder) {
-        (PolicySource::ShapesSft, None) => Ok(SimpleAr::shapes(Stage::Sft, device)?),
-        (PolicySource::ShapesPretrained, None) => Ok(SimpleAr::shapes(Stage::Pretrained, device)?),
+    let policy = match (source, folder) {
+        (PolicySource::ShapesSft, None) => SimpleAr::shapes(Stage::Sft, device)?,
+        (PolicySource::ShapesPretrained, None) => SimpleAr::shapes(Stage::Pretrained, device)?,
         // A folder given by flag stands in for the embedded miniature, at its image size.
         (PolicySource::ShapesSft | PolicySource::ShapesPretrained, Some(folder)) => {
-            Ok(SimpleAr::load(folder, 64, 64, device)?)
+            SimpleAr::load(folder, 64, 64, device)?
         }
-        (PolicySource::Folder { height, width }, Some(folder)) => Ok(SimpleAr::load(folder, height, width, device)?),
+        (PolicySource::Folder { height, width }, Some(folder)) => SimpleAr::load(folder, height, width, device)?,
         (PolicySource::Folder { .. }, None) => {
-            Err(Failure::user("policy.folder needs --policy DIR, the checkpoint's folder"))
+            return Err(Failure::user("policy.folder needs --policy DIR, the checkpoint's folder"));
         }
+    };
+    for warning in policy.warnings() {
+        tell(&format!("warning: {warning}"));
     }
+    Ok(policy)
 }
 
 /// The same tensors on another device.

@@ -283,6 +283,26 @@ fn mistakes_in_a_configuration_are_named() {
 }
 
 #[test]
+fn a_language_model_becomes_a_checkpoint_that_generate_goes_on_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = config("../policies/tests/golden/qwen2_resize/untied");
+    let cosmos = config("../policies/models/shapes/cosmos");
+    let import = ["import-qwen", "--from", &model, "--cosmos", &cosmos, "--out", "made", "--bf16"];
+    mistake(folder.path(), &["import-qwen", "--from", "absent", "--cosmos", &cosmos, "--out", "made"], &["absent/"]);
+    let said = grpo(folder.path(), &import);
+    assert_eq!(said.code, 0, "{}", said.err);
+    // 303 ids of text, 7 special tokens, 1,600 codes.
+    assert!(said.err.contains("made: 1910 ids, the last 1600 of them codes"), "{}", said.err);
+    mistake(folder.path(), &import, &["made already holds a model", "--out"]);
+
+    std::fs::write(folder.path().join("made/generation_config.json"), r#"{"repetition_penalty": 1.1}"#).unwrap();
+    let said = grpo(folder.path(), &["generate", "--policy", "made", "--prompt", "a photo of a star", "-n", "1"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.err.contains("warning: generation_config.json has repetition_penalty 1.1"), "{}", said.err);
+    assert!(folder.path().join("generated/000-00.png").exists());
+}
+
+#[test]
 fn damaged_files_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();

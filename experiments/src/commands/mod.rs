@@ -3,6 +3,7 @@
 mod draw;
 mod eval;
 mod generate;
+mod import_qwen;
 mod nll;
 mod plan;
 mod pretrain;
@@ -45,6 +46,8 @@ pub enum Command {
     Eval(eval::Eval),
     /// Print a configuration with every default filled in.
     Show(show::Show),
+    /// Make a SimpleAR checkpoint of a Qwen2.5 language model and a visual tokenizer.
+    ImportQwen(import_qwen::ImportQwen),
     /// Render captioned scenes of the Shapes world, as the reward models are trained on.
     Draw(draw::Draw),
 }
@@ -62,6 +65,7 @@ impl Command {
             Self::Score(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Show(command) => command.run(),
+            Self::ImportQwen(command) => command.run(),
             Self::Draw(command) => command.run(),
         }
     }
