@@ -43,7 +43,7 @@ impl ImportQwen {
         let config = policy.decoder().config();
         let codes = policy.cosmos().n_codes();
         tell(&format!(
-            "{}: {} ids, the last {codes} of them codes; train it with grpo sft --policy",
+            "{}: {} ids, the last {codes} of them codes; it draws noise until it is pretrained",
             self.out.display(),
             config.vocab_size
         ));
