@@ -79,16 +79,13 @@ impl PublishedCosmos {
         let tensors = match files {
             CosmosFiles::Whole(path) => without_prefix(path, torch_file::read(path)?, ENCODER_FIRST)?,
             CosmosFiles::Parts { encoder, decoder } => {
-                let mut tensors = without_prefix(encoder, torch_file::read(encoder)?, ENCODER_FIRST)?;
-                for (name, tensor) in without_prefix(decoder, torch_file::read(decoder)?, DECODER_FIRST)? {
-                    if tensors.insert(name.clone(), tensor).is_some() {
-                        return Err(Error::file(
-                            decoder,
-                            format!("tensor `{name}` is in {} as well; give the decoder's file", encoder.display()),
-                        ));
-                    }
+                let tensors = without_prefix(encoder, torch_file::read(encoder)?, ENCODER_FIRST)?;
+                let others = without_prefix(decoder, torch_file::read(decoder)?, DECODER_FIRST)?;
+                if let Some(name) = others.keys().find(|name| tensors.contains_key(*name)) {
+                    let message = format!("tensor `{name}` is in {} as well", encoder.display());
+                    return Err(Error::file(decoder, format!("{message}; give the decoder's file")));
                 }
-                tensors
+                tensors.into_iter().chain(others).collect()
             }
         };
         Ok(Self { source: files.name(), tensors })

@@ -115,18 +115,23 @@ impl View<'_> {
         let steps: Vec<usize> = steps.map(|(&size, &stride)| if size == 1 { 0 } else { stride as usize }).collect();
         for _ in 0..count {
             ordered.extend_from_slice(&bytes[at * width..(at + 1) * width]);
-            // On to the next place, last dimension first.
-            for (dim, place) in place.iter_mut().enumerate().rev() {
-                *place += 1;
-                at += steps[dim];
-                if *place < self.shape[dim] {
-                    break;
-                }
-                at -= steps[dim] * *place;
-                *place = 0;
-            }
+            at = self.step(&mut place, &steps, at);
         }
         Ok(self.storage.kind.decode(&ordered))
+    }
+
+    /// Goes on to the next place, last dimension first; gives where it is.
+    fn step(&self, place: &mut [usize], steps: &[usize], mut at: usize) -> usize {
+        for ((place, step), size) in place.iter_mut().zip(steps).zip(&self.shape).rev() {
+            *place += 1;
+            at += step;
+            if *place < *size {
+                break;
+            }
+            at -= step * *place;
+            *place = 0;
+        }
+        at
     }
 
     /// Whether the numbers lie one after the other in the order of the shape.
