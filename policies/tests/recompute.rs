@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use grpo::{Gradients, Seed};
-use grpo_policies::decoder::{Decoder, DecoderConfig, Targets};
+use grpo_policies::decoder::{Decoder, DecoderConfig, LoraConfig, LoraTarget, Targets};
 use rayon::prelude::*;
 
 fn numbers(tensor: &Tensor) -> Vec<f32> {
@@ -88,6 +88,20 @@ fn check_same(plain: &Decoder) {
 fn gradients_are_those_of_the_graph_to_the_bit() {
     for tied in [true, false] {
         check_same(&decoder(tied));
+    }
+}
+
+#[test]
+fn adapters_get_the_same_gradients_and_the_base_none() {
+    use LoraTarget::{Down, Key, Query, Up, Value};
+    for targets in [LoraTarget::ALL.into(), [Query, Value].into(), [Key, Up, Down].into()] {
+        let config = LoraConfig { rank: 3, alpha: 5.0, targets };
+        let adapted = decoder(true).with_lora(config, Seed::new(6)).unwrap();
+        for (name, var) in adapted.params().iter().filter(|(name, _)| name.contains("lora_B")) {
+            let values = weights(var.elem_count(), Seed::new(7).named(name).draws().bits());
+            var.set(&values.reshape(var.shape()).unwrap()).unwrap();
+        }
+        check_same(&adapted);
     }
 }
 

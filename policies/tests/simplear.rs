@@ -12,7 +12,7 @@ use grpo::{
     Scoring, Seed, TrainConfig, Trainer, reward_fn,
 };
 use grpo_policies::cosmos::{Cosmos, CosmosConfig};
-use grpo_policies::decoder::{Decoder, DecoderConfig, ImagePositions};
+use grpo_policies::decoder::{Decoder, DecoderConfig, ImagePositions, LoraConfig, LoraTarget};
 use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::{Law, ScoredAs, SimpleAr, Stage, TextTokenizer, Vocabulary};
 use image::RgbImage;
@@ -272,6 +272,47 @@ fn neither_parts_computed_at_once_nor_recomputed_layers_change_a_bit() {
     for (parts_at_once, recompute) in [(3, false), (1, true), (3, true)] {
         assert_eq!(trained(parts_at_once, recompute), plain, "{parts_at_once} at once, recomputed: {recompute}");
     }
+}
+
+#[test]
+fn training_adapters_moves_them_alone_and_the_reference_is_the_base() {
+    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: LoraTarget::ALL.into() };
+    let policy = small(&[5, 5]).recompute_layers().with_lora(lora, Seed::new(5)).unwrap();
+    let prompts = ["a red star", "star"].map(Prompt::new);
+    let report = check_policy(&policy, &prompts).unwrap();
+    assert_eq!(report.n_params, 2 * 2 * 7);
+
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let base: Vec<Vec<f32>> = small(&[5, 5]).decoder().tensors().values().map(values).collect();
+    let before: Vec<Vec<f32>> = policy.params().iter().map(|(_, var)| values(var)).collect();
+    let drawn = draw(&policy, &[&prompts[0]]);
+    let untrained = replay(&small(&[5, 5]), &[&prompts[0]], &drawn);
+    let reference = policy.frozen().unwrap();
+    let red = reward_fn("red", |_: &Prompt, image: &RgbImage| Ok(image.pixels().map(|p| f32::from(p[0])).sum()));
+    let rollout = GroupSampler::new(RewardSet::new().with(red, 1.0).unwrap(), GroupSize::new(4).unwrap(), 8);
+    let mut config = TrainConfig { n_steps: 3, ..TrainConfig::default() };
+    (config.rollout.prompts_per_step, config.rollout.group_size) = (2, GroupSize::new(4).unwrap());
+    config.optim.lr = 1e-2;
+    config.objective.kl_weight = 0.1;
+    let mut trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts.to_vec()).unwrap();
+    trainer.run().unwrap();
+
+    let trained = trainer.policy();
+    for ((name, var), before) in trained.params().iter().zip(&before) {
+        assert!(name.contains(".lora_") && values(var) != *before, "{name} has not moved");
+    }
+    assert_eq!(trained.decoder().tensors().values().map(values).collect::<Vec<_>>(), base);
+    assert_eq!(replay(&trained.frozen().unwrap(), &[&prompts[0]], &drawn), untrained);
+    assert_ne!(replay(trained, &[&prompts[0]], &drawn), untrained);
+
+    let folder = tempfile::tempdir().unwrap();
+    trained.save_adapter(folder.path()).unwrap();
+    let loaded = small(&[5, 5]).load_adapter(folder.path()).unwrap();
+    assert_eq!(replay(&loaded, &[&prompts[0]], &drawn), replay(trained, &[&prompts[0]], &drawn));
+    trained.save(folder.path(), Precision::F32).unwrap();
+    let merged = SimpleAr::load(folder.path(), 24, 32, &Device::Cpu).unwrap();
+    let (got, want) = (replay(&merged, &[&prompts[0]], &drawn), replay(trained, &[&prompts[0]], &drawn));
+    assert!(got[0].iter().zip(&want[0]).all(|(got, want)| (got - want).abs() < 1e-4), "{got:?} {want:?}");
 }
 
 #[test]

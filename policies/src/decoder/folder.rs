@@ -43,12 +43,12 @@ impl Decoder {
         Self::from_tensors(config, tensors, trainable).map_err(|error| Error::file(&path, error))
     }
 
-    /// Writes what [`Decoder::load`] and `transformers` read; weights beyond 5 GB in shards.
+    /// Writes what [`Decoder::load`] and `transformers` read, adapters merged in; weights beyond 5 GB in shards.
     pub fn save(&self, folder: impl AsRef<Path>, precision: Precision) -> Result<()> {
         let folder = folder.as_ref();
         fs::create_dir_all(folder).map_err(|error| Error::file(folder, error))?;
         write_text(&folder.join(CONFIG), &self.config().to_json(precision)?)?;
-        write_weights(folder, &self.tensors(), precision, SHARD_BYTES)
+        write_weights(folder, &self.merged_tensors()?, precision, SHARD_BYTES)
     }
 }
 

@@ -7,6 +7,7 @@
 //! row's numbers are the same to the bit whatever rows it is decoded with.
 //!
 //! Weights come from Hugging Face folders ([`Decoder::load`]) and go to such ([`Decoder::save`]).
+//! [`Decoder::with_lora`] freezes the weights and trains low-rank adapters on them, in PEFT's file format.
 //!
 //! Architecture: Qwen2.5 technical report, arXiv 2412.15115, section 2; names and layout of weights are those of
 //! Hugging Face's `Qwen2ForCausalLM`.
@@ -16,6 +17,7 @@ mod config;
 mod device;
 pub(crate) mod folder;
 mod host;
+mod lora;
 mod model;
 mod recompute;
 mod snapshot;
@@ -23,6 +25,7 @@ mod weights;
 
 pub use cache::Cache;
 pub use config::{DecoderConfig, ImagePositions};
+pub use lora::{LoraConfig, LoraTarget};
 pub use model::Decoder;
 pub use recompute::{Scores, Tape, Targets};
 pub use snapshot::{Snapshot, repeat_rows};

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use grpo::{Error, Params, Result, Seed};
 
+use super::lora::LoraTarget;
 use super::weights::{self, Layer};
-use super::{DecoderConfig, ImagePositions, Snapshot};
+use super::{DecoderConfig, ImagePositions, LoraConfig, Snapshot};
 use crate::ops::attention::Attention;
 use crate::ops::head::Choice;
 use crate::ops::linear::{linear, linear_bias, linear_residual};
@@ -36,15 +37,17 @@ pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 #[derive(Clone, Debug)]
 pub struct Decoder {
     pub(super) config: DecoderConfig,
-    tensors: BTreeMap<String, Tensor>,
+    pub(super) tensors: BTreeMap<String, Tensor>,
     pub(super) params: Params,
     pub(super) embedding: Tensor,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Tensor,
     pub(super) head: Tensor,
-    rope: Arc<Rope>,
+    pub(super) rope: Arc<Rope>,
     /// Whether scoring keeps a tape and no graph.
     pub(super) recompute: bool,
+    /// What the layers' adapters are, where they have any.
+    pub(super) lora: Option<LoraConfig>,
 }
 
 impl Decoder {
@@ -73,7 +76,7 @@ impl Decoder {
     }
 
     /// The same with other weights.
-    fn with_tensors(&self, tensors: BTreeMap<String, Tensor>, params: Params) -> Result<Self> {
+    pub(super) fn with_tensors(&self, tensors: BTreeMap<String, Tensor>, params: Params) -> Result<Self> {
         Ok(Self { rope: self.rope.clone(), ..Self::assemble(self.config.clone(), tensors, params)? })
     }
 
@@ -86,7 +89,18 @@ impl Decoder {
         let layers = (0..config.num_hidden_layers).map(|layer| Layer::find(&tensors, layer)).collect::<Result<_>>()?;
         let rope = Rope::new(config.head_dim(), config.rope_theta, config.max_position_embeddings);
         let norm = weights::find(&tensors, "model.norm.weight")?;
-        Ok(Self { config, tensors, params, embedding, layers, norm, head, rope: Arc::new(rope), recompute: false })
+        Ok(Self {
+            config,
+            tensors,
+            params,
+            embedding,
+            layers,
+            norm,
+            head,
+            rope: Arc::new(rope),
+            recompute: false,
+            lora: None,
+        })
     }
 
     /// Where the config asks for two-dimensional positions, images have `columns` tokens in a line and begin behind the
@@ -103,12 +117,15 @@ impl Decoder {
         &self.config
     }
 
-    /// The trainable variables by Hugging Face name; none where the decoder is frozen.
+    /// The trainable variables by Hugging Face name, or PEFT's where there are adapters; none where the decoder is
+    /// frozen.
     pub fn params(&self) -> Params {
         self.params.clone()
     }
 
     /// The current weights by Hugging Face name, for saving; they follow training until they are copied.
+    ///
+    /// Adapters are not among them: see [`Decoder::merged_tensors`] and [`Decoder::save_adapter`].
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect()
     }
@@ -124,12 +141,22 @@ impl Decoder {
     }
 
     /// A copy of the weights that later training of this decoder does not change: a reference model.
+    ///
+    /// Below adapters nothing is trained: it is then the base itself, shared and without them.
     pub fn frozen(&self) -> Result<Self> {
+        if self.lora.is_some() {
+            return self.base();
+        }
         self.with_tensors(self.copied_tensors()?, Params::none())
     }
 
     /// A copy with variables of its own: a reference that is moved now and then, a second policy.
+    ///
+    /// Where there are adapters they are copied, and the base is shared.
     pub fn copy(&self) -> Result<Self> {
+        if let Some(lora) = &self.lora {
+            return self.copy_adapted(lora);
+        }
         let copy = Self::from_tensors(self.config.clone(), self.copied_tensors()?, true)?;
         Ok(Self { rope: self.rope.clone(), recompute: self.recompute, ..copy })
     }
@@ -140,12 +167,18 @@ impl Decoder {
 
     /// The same weights without gradients, shared and not copied: later training shows.
     pub fn detached(&self) -> Result<Self> {
-        self.with_tensors(self.tensors(), Params::none())
+        match &self.lora {
+            None => self.base(),
+            Some(lora) => self.base()?.attach(lora.clone(), &self.adapters(), Params::none()),
+        }
     }
 
-    /// The weights of this moment, packed for sampling from the vocabulary `slice`.
+    /// The weights of this moment, adapters merged in, packed for sampling from the vocabulary `slice`.
     pub fn snapshot(&self, slice: Range<usize>) -> Result<Snapshot> {
-        Snapshot::new(self, slice)
+        if self.lora.is_none() {
+            return Snapshot::new(self, slice);
+        }
+        Snapshot::new(&self.with_tensors(self.merged_tensors()?, Params::none())?, slice)
     }
 
     /// Hidden states after the last norm: `[B, L, H]` for rows padded on the right to the longest, `L`.
@@ -207,15 +240,22 @@ impl Decoder {
     pub(super) fn project(&self, layer: &Layer, x: &Tensor) -> Result<Tensor> {
         let normed = rms_norm(x, &layer.input_norm, self.config.rms_norm_eps)?;
         let (weight, bias) = (Tensor::cat(&layer.qkv, 0)?, Tensor::cat(&layer.qkv_bias, 0)?);
-        Ok(linear_bias(&normed, &weight, &bias)?)
+        let [query, key, value] = &layer.qkv;
+        let parts = [(LoraTarget::Query, query), (LoraTarget::Key, key), (LoraTarget::Value, value)];
+        layer.adapters.add(linear_bias(&normed, &weight, &bias)?, &normed, &parts)
     }
 
     /// The rest of a layer, given what its queries attended to.
     pub(super) fn finish_layer(&self, layer: &Layer, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        let adapters = &layer.adapters;
         let x = linear_residual(attended, &layer.out, x)?;
+        let x = adapters.add(x, attended, &[(LoraTarget::Output, &layer.out)])?;
         let normed = rms_norm(&x, &layer.post_norm, self.config.rms_norm_eps)?;
+        let [gate, up] = &layer.gate_up;
         let gate_up = linear(&normed, &Tensor::cat(&layer.gate_up, 0)?)?;
-        Ok(linear_residual(&swiglu(&gate_up)?, &layer.down, &x)?)
+        let gate_up = adapters.add(gate_up, &normed, &[(LoraTarget::Gate, gate), (LoraTarget::Up, up)])?;
+        let active = swiglu(&gate_up)?;
+        adapters.add(linear_residual(&active, &layer.down, &x)?, &active, &[(LoraTarget::Down, &layer.down)])
     }
 
     /// The hidden states at `(row, position)` pairs, `[N, H]`: where a token's successor is chosen.

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use grpo::{Error, Result, Seed};
 
 use super::DecoderConfig;
+use super::lora::Adapters;
 use crate::safetensors_file::pieces;
 
 /// Standard deviation of fresh weights, Qwen2's `initializer_range`.
@@ -21,6 +22,7 @@ pub(super) struct Layer {
     pub(super) post_norm: Tensor,
     pub(super) gate_up: [Tensor; 2],
     pub(super) down: Tensor,
+    pub(super) adapters: Adapters,
 }
 
 impl Layer {
@@ -41,6 +43,7 @@ impl Layer {
             post_norm: part("post_attention_layernorm.weight")?,
             gate_up: [part("mlp.gate_proj.weight")?, part("mlp.up_proj.weight")?],
             down: part("mlp.down_proj.weight")?,
+            adapters: Adapters::default(),
         })
     }
 }
@@ -76,8 +79,16 @@ pub(super) fn checked(
     if config.tie_word_embeddings {
         drop_copy_of_embedding(&mut tensors)?;
     }
+    fitting(config.shapes(), tensors)
+}
+
+/// The tensors of these names and shapes, none missing, none unknown, as contiguous finite f32.
+pub(super) fn fitting(
+    shapes: Vec<(String, Vec<usize>)>,
+    mut tensors: BTreeMap<String, Tensor>,
+) -> Result<BTreeMap<String, Tensor>> {
     let mut checked = BTreeMap::new();
-    for (name, shape) in config.shapes() {
+    for (name, shape) in shapes {
         let Some(tensor) = tensors.remove(&name) else {
             return Err(Error::config(format!("weights lack tensor `{name}` of shape {shape:?}; give it")));
         };

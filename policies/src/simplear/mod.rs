@@ -15,11 +15,13 @@ mod stages;
 mod text;
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use grpo::{
     BoxError, Completion, Error, Gradients, LogProbs, LossGradient, Params, Policy, Prompt, Request, Result, Scoring,
+    Seed,
 };
 use image::RgbImage;
 use serde::Serialize;
@@ -33,7 +35,7 @@ pub use text::{SPECIAL_TOKENS, TextTokenizer};
 
 use crate::cosmos::Cosmos;
 use crate::decoder::folder::Companions;
-use crate::decoder::{Decoder, Tape, Targets};
+use crate::decoder::{Decoder, LoraConfig, Tape, Targets};
 
 /// Rows and columns of visual tokens.
 pub type Grid = (usize, usize);
@@ -117,6 +119,22 @@ impl SimpleAr {
     pub fn recompute_layers(mut self) -> Self {
         self.decoder = self.decoder.recompute_layers();
         self
+    }
+
+    /// Trains low-rank adapters and nothing else: see [`Decoder::with_lora`]. [`SimpleAr::frozen`] is then the policy
+    /// without them, at no cost in memory.
+    pub fn with_lora(self, lora: LoraConfig, seed: Seed) -> Result<Self> {
+        Ok(Self { decoder: self.decoder.with_lora(lora, seed)?, ..self })
+    }
+
+    /// Reads trainable adapters from a folder in PEFT's format.
+    pub fn load_adapter(self, folder: &Path) -> Result<Self> {
+        Ok(Self { decoder: self.decoder.load_adapter(folder)?, ..self })
+    }
+
+    /// Writes the adapters in PEFT's format; [`SimpleAr::save`] writes the whole with the adapters merged in.
+    pub fn save_adapter(&self, folder: &Path) -> Result<()> {
+        self.decoder.save_adapter(folder)
     }
 
     /// A copy without trainable variables, which later training does not move: the reference of the KL term.
