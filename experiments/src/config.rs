@@ -4,7 +4,7 @@ use std::path::Path;
 
 use grpo::{GroupSize, LogConfig, Objective, OptimConfig, RolloutConfig, TrainConfig};
 use grpo_policies::cosmos::CosmosConfig;
-use grpo_policies::decoder::{DecoderConfig, ImagePositions};
+use grpo_policies::decoder::{DecoderConfig, ImagePositions, LoraConfig};
 use grpo_policies::simplear::Law;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,9 @@ pub struct TrainFile {
     /// Which policy is trained.
     #[serde(default)]
     pub policy: PolicySource,
+    /// Low-rank adapters that are trained in place of all weights; none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// How it is sampled.
     #[serde(default)]
     pub law: Law,
@@ -144,10 +147,24 @@ pub struct PretrainFile {
     pub cosmos: CosmosConfig,
     /// The visual tokenizer's training.
     pub tokenizer: StageFile,
-    /// The decoder's sizes; its vocabulary follows from the tokenizers.
-    pub decoder: DecoderSizes,
+    /// What the decoder starts from: the paper's table 2.
+    pub decoder: DecoderSource,
     /// The decoder's training.
     pub stage: StageFile,
+}
+
+/// What a decoder starts from.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DecoderSource {
+    /// Fresh weights and one id a word; the vocabulary follows from the tokenizers.
+    FromScratch(DecoderSizes),
+    /// The Qwen2.5 folder of `--language-model`, with its tokenizer.
+    LanguageModel {
+        /// How the tokens of an image are numbered: the paper's table 3.
+        #[serde(default)]
+        image_positions: ImagePositions,
+    },
 }
 
 /// The decoder's sizes but for its vocabulary.

@@ -112,6 +112,23 @@ fn memory_is_told_before_and_after() {
     assert!(weights("plain") == weights("again"), "layers made again give other numbers");
 }
 
+/// Adapters train in place of the weights and are kept in PEFT's format beside the merged policy.
+#[test]
+fn adapters_are_a_choice_of_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let lora = "lora={ rank = 4, alpha = 8.0, targets = [\"q_proj\", \"v_proj\"] }";
+    let said = train(folder.path(), &["--set", "name=t", "--set", lora]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    for file in ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "policy/model.safetensors"] {
+        assert!(folder.path().join("runs/t/0").join(file).exists(), "{file} is missing: {}", said.err);
+    }
+    let file = config("shapes_clip.toml");
+    let wrong = "lora={ rank = 4, alpha = 8.0, targets = [\"w_proj\"] }";
+    mistake(folder.path(), &["train", &file, "--set", wrong], &["unknown variant `w_proj`", "q_proj"]);
+    let wrong = "lora={ rank = 4000, alpha = 8.0, targets = [\"q_proj\"] }";
+    mistake(folder.path(), &["train", &file, "--set", wrong], &["rank is 4000"]);
+}
+
 /// The same run a second time is refused, since it would overwrite the first.
 fn mistake_again(folder: &Path) {
     let said = train(folder, &["--set", "name=t"]);
@@ -253,12 +270,28 @@ fn the_stages_leave_policies_that_generate_goes_on_from() {
     assert_eq!(said.code, 0, "{}", said.err);
 
     // Positions by line and column are a choice of the configuration, and a checkpoint keeps it.
-    let grid = ["--cosmos", "pretrained/cosmos", "--set", "decoder.image_positions=grid"];
+    let grid = ["--cosmos", "pretrained/cosmos", "--set", "decoder.from_scratch.image_positions=grid"];
     run(&["pretrain", &pretrain, "--out", "grid"], &grid);
     let json = std::fs::read_to_string(folder.path().join("grid/config.json")).unwrap();
     assert!(json.contains("\"image_positions\": \"grid\""), "{json}");
     assert!(weights("grid") != weights("pretrained"), "the positions change nothing");
-    let args = ["pretrain", &pretrain, "--out", "x", "--set", "decoder.image_positions=spiral"];
+
+    // So is a language model to start from, with its own tokenizer.
+    let folder_of = "../policies/tests/golden/qwen2_resize/tied";
+    let language_model = config(folder_of);
+    let source = "decoder={language_model={image_positions=\"grid\"}}";
+    // Its 128 positions hold a picture of 64 tokens and a short caption.
+    let short = ["--set", "stage.long_captions=0.0", "--set", source];
+    let args = [&["--cosmos", "pretrained/cosmos", "--language-model", &language_model][..], &short].concat();
+    run(&["pretrain", &pretrain, "--out", "llm"], &args);
+    let json = std::fs::read_to_string(folder.path().join("llm/config.json")).unwrap();
+    assert!(json.contains("\"image_positions\": \"grid\""), "{json}");
+    let args = ["pretrain", &pretrain, "--out", "x", "--cosmos", "pretrained/cosmos", "--set", source];
+    mistake(folder.path(), &args, &["[decoder.language_model] needs --language-model"]);
+    let args = ["pretrain", &pretrain, "--out", "x", "--cosmos", "pretrained/cosmos", "--language-model", "x"];
+    mistake(folder.path(), &args, &["[decoder.from_scratch]"]);
+
+    let args = ["pretrain", &pretrain, "--out", "x", "--set", "decoder.from_scratch.image_positions=spiral"];
     mistake(folder.path(), &args, &["unknown variant `spiral`", "line", "grid"]);
     let args = ["sft", &sft, "--out", "other", "--set", "stage.batch=0"];
     mistake(folder.path(), &args, &["stage.batch is 0", "at least 1"]);

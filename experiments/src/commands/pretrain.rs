@@ -8,11 +8,11 @@ use grpo::Seed;
 use grpo_policies::cosmos::{self, Cosmos, TrainPlan};
 use grpo_policies::decoder::Decoder;
 use grpo_policies::safetensors_file::Precision;
-use grpo_policies::simplear::{SimpleAr, StagePlan, TextTokenizer, TrainingImage, train_stage};
+use grpo_policies::simplear::{Grid, SimpleAr, StagePlan, TextTokenizer, TrainingImage, train_stage};
 use grpo_rewards::shapes::{self, DEFAULT_SIDE};
 
 use super::{ConfigArgs, PolicyArgs, progress, tell};
-use crate::config::{self, PretrainFile, SftFile, StageFile};
+use crate::config::{self, DecoderSizes, DecoderSource, PretrainFile, SftFile, StageFile};
 use crate::failure::{Failure, Outcome};
 use crate::parts;
 
@@ -27,6 +27,9 @@ pub struct Pretrain {
     /// Take the visual tokenizer of this folder instead of training one, such as OUT/cosmos of a run broken off.
     #[arg(long, value_name = "DIR")]
     cosmos: Option<PathBuf>,
+    /// The Qwen2.5 folder that `[decoder.language_model]` starts from.
+    #[arg(long, value_name = "DIR")]
+    language_model: Option<PathBuf>,
     /// cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -49,14 +52,32 @@ impl Pretrain {
         };
         let side = DEFAULT_SIDE as usize;
         let grid = cosmos.grid(side, side)?;
-        let text = TextTokenizer::of_words(shapes::vocabulary())?;
-        let sizes = file.decoder.with_vocabulary(text.n_ids() as usize + cosmos.n_codes() as usize);
-        let decoder = Decoder::init(sizes, seed.named("decoder"))?;
-        let decoder =
-            Decoder::from_tensors(decoder.config().clone(), parts::on_device(decoder.tensors(), &device)?, true)?;
-        let mut policy = SimpleAr::new(decoder, Arc::new(cosmos), Arc::new(text), grid)?;
+        let mut policy = match (file.decoder, &self.language_model) {
+            (DecoderSource::FromScratch(sizes), None) => from_scratch(sizes, cosmos, grid, seed)?,
+            (DecoderSource::LanguageModel { image_positions }, Some(folder)) => {
+                SimpleAr::from_language_model(folder, Arc::new(cosmos), grid)?.with_image_positions(image_positions)
+            }
+            (DecoderSource::FromScratch(_), Some(_)) => {
+                return Err(Failure::user(
+                    "--language-model: the configuration says [decoder.from_scratch]; change one",
+                ));
+            }
+            (DecoderSource::LanguageModel { .. }, None) => {
+                return Err(Failure::user("[decoder.language_model] needs --language-model DIR, a Qwen2.5 folder"));
+            }
+        };
         stage(&mut policy, &file.stage, seed.named("pretrain"), Scenes::Free, &self.out)
     }
+}
+
+/// A policy of fresh weights that reads the words of the Shapes world.
+fn from_scratch(sizes: DecoderSizes, cosmos: Cosmos, grid: Grid, seed: Seed) -> Outcome<SimpleAr> {
+    let text = TextTokenizer::of_words(shapes::vocabulary())?;
+    let sizes = sizes.with_vocabulary(text.n_ids() as usize + cosmos.n_codes() as usize);
+    let decoder = Decoder::init(sizes, seed.named("decoder"))?;
+    let tensors = parts::on_device(decoder.tensors(), cosmos.device())?;
+    let decoder = Decoder::from_tensors(decoder.config().clone(), tensors, true)?;
+    Ok(SimpleAr::new(decoder, Arc::new(cosmos), Arc::new(text), grid)?)
 }
 
 /// Fine-tune a policy on the six tasks' prompts.

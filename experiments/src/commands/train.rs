@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use grpo::{RunFolder, Trainer};
+use grpo::{RunFolder, Seed, Trainer};
 use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::SimpleAr;
 
@@ -58,6 +58,10 @@ impl Train {
     fn trainer(&self, file: &TrainFile) -> Outcome<(Trainer<SimpleAr>, usize)> {
         let device = parts::device(&self.policy.device)?;
         let policy = parts::policy(file.policy, self.policy.policy.as_deref(), &device)?.with_law(file.law.clone())?;
+        let policy = match &file.lora {
+            Some(lora) => policy.with_lora(lora.clone(), Seed::new(file.seed).named("lora"))?,
+            None => policy,
+        };
         let policy = if self.recompute_layers { policy.recompute_layers() } else { policy };
         let reference = match (file.objective.needs_reference(), file.objective.reference_sync) {
             (false, _) => None,
@@ -83,6 +87,11 @@ fn finish(run: &RunFolder, policy: &SimpleAr) -> Outcome<()> {
     policy.save(&folder, Precision::F32)?;
     tell(&format!("run folder   {}", run.path().display()));
     tell(&format!("policy       {}", folder.display()));
+    if policy.decoder().lora().is_some() {
+        let folder = run.path().join("adapter");
+        policy.save_adapter(&folder)?;
+        tell(&format!("adapter      {}", folder.display()));
+    }
     for picture in run.draw_pictures(&["reward", "held_out/clip/mean", "held_out/geneval/mean", "kl"])? {
         tell(&format!("picture      {}", picture.display()));
     }

@@ -103,8 +103,16 @@ impl Decoder {
         })
     }
 
+    /// The same weights with the tokens of images numbered otherwise: a choice of pretraining.
+    #[must_use]
+    pub fn with_image_positions(mut self, image_positions: ImagePositions) -> Self {
+        self.config.image_positions = image_positions;
+        self
+    }
+
     /// Where the config asks for two-dimensional positions, images have `columns` tokens in a line and begin behind the
     /// token `after_id`; until this is told, and elsewhere, all positions are one line.
+    #[must_use]
     pub fn with_image_grid(mut self, columns: usize, after_id: u32) -> Self {
         if self.config.image_positions == ImagePositions::Grid && columns > 0 {
             self.rope = Arc::new(Rope::clone(&self.rope).with_plane(Plane { columns, after_id }));

@@ -35,7 +35,7 @@ pub use text::{SPECIAL_TOKENS, TextTokenizer};
 
 use crate::cosmos::Cosmos;
 use crate::decoder::folder::Companions;
-use crate::decoder::{Decoder, LoraConfig, Tape, Targets};
+use crate::decoder::{Decoder, ImagePositions, LoraConfig, Tape, Targets};
 
 /// Rows and columns of visual tokens.
 pub type Grid = (usize, usize);
@@ -99,6 +99,14 @@ impl SimpleAr {
         law.check()?;
         self.law = Arc::new(law);
         Ok(self)
+    }
+
+    /// The same weights with the tokens of images numbered otherwise: a choice of pretraining (the paper's table 3).
+    #[must_use]
+    pub fn with_image_positions(mut self, positions: ImagePositions) -> Self {
+        let decoder = self.decoder.with_image_positions(positions);
+        self.decoder = decoder.with_image_grid(self.grid.1, self.text.image_start());
+        self
     }
 
     /// Decides up to `window` places in one pass of the decoder from now on, by speculative Jacobi decoding; 1, the
