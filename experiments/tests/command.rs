@@ -320,8 +320,8 @@ fn a_language_model_becomes_a_checkpoint_that_generate_goes_on_from() {
     let folder = tempfile::tempdir().unwrap();
     let model = config("../policies/tests/golden/qwen2_resize/untied");
     let cosmos = config("../policies/models/shapes/cosmos");
-    let import = ["import-qwen", "--from", &model, "--cosmos", &cosmos, "--out", "made", "--bf16"];
-    mistake(folder.path(), &["import-qwen", "--from", "absent", "--cosmos", &cosmos, "--out", "made"], &["absent/"]);
+    let import = ["import", "qwen", "--from", &model, "--cosmos", &cosmos, "--out", "made", "--bf16"];
+    mistake(folder.path(), &["import", "qwen", "--from", "absent", "--cosmos", &cosmos, "--out", "made"], &["absent/"]);
     let said = grpo(folder.path(), &import);
     assert_eq!(said.code, 0, "{}", said.err);
     // 303 ids of text, 7 special tokens, 1,600 codes.
@@ -361,4 +361,40 @@ fn damaged_files_are_named() {
     let said = train(folder.path(), &["--set", "name=t", "--resume"]);
     assert_eq!(said.code, 2, "{}", said.err);
     assert!(said.err.contains("params.safetensors") && said.err.contains("truncated"), "{}", said.err);
+}
+
+#[test]
+fn a_published_tokenizer_is_imported_from_whatever_it_is_published_as() {
+    let folder = tempfile::tempdir().unwrap();
+    let published = format!("{}/../policies/tests/golden/cosmos_nvidia", env!("CARGO_MANIFEST_DIR"));
+    let [encoder, decoder, model] =
+        ["encoder.jit", "decoder.jit", "model.pt"].map(|name| format!("{published}/{name}"));
+    let weights = |out: &str| std::fs::read(folder.path().join(out).join("model.safetensors")).unwrap();
+    let import = |from: &[&str], out: &str| {
+        let args: Vec<&str> = ["import", "cosmos", "--out", out].iter().chain(from).copied().collect();
+        let said = grpo(folder.path(), &args);
+        assert_eq!((said.code, said.out.as_str()), (0, ""), "{}", said.err);
+        assert!(said.err.contains("read 322 tensors, 399078 parameters") && said.err.contains(out), "{}", said.err);
+        weights(out)
+    };
+    let whole = import(&[&published], "folder");
+    assert!(import(&["--encoder", &encoder, "--decoder", &decoder], "parts") == whole);
+    assert!(import(&["--model", &model], "model") == whole);
+    let half = import(&["--model", &model, "--bf16"], "bf16");
+    assert!(half.len() < whole.len() * 2 / 3, "{} {}", half.len(), whole.len());
+
+    let wrong = |from: &[&str], words: &[&str]| {
+        let args: Vec<&str> = ["import", "cosmos", "--out", "other"].iter().chain(from).copied().collect();
+        mistake(folder.path(), &args, words);
+    };
+    wrong(&[], &["give one of", "--model"]);
+    wrong(&["--encoder", &encoder], &["--encoder and --decoder"]);
+    wrong(&[&published, "--model", &model], &["give one of"]);
+    wrong(&["."], &["holds neither encoder.jit"]);
+    wrong(&["--model", "absent.pt"], &["absent.pt", "torch.save"]);
+    wrong(&["--model", &encoder], &["tensor `post_quant_conv.conv3d.weight`", "missing"]);
+    std::fs::write(folder.path().join("cut.pt"), &std::fs::read(&model).unwrap()[..1000]).unwrap();
+    wrong(&["--model", "cut.pt"], &["cut.pt", "cut short"]);
+    mistake(folder.path(), &["import", "cosmos", &published, "--out", "parts"], &["already holds a config.json"]);
+    assert!(!folder.path().join("other").exists(), "a mistake left a folder behind");
 }

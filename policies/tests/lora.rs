@@ -203,7 +203,8 @@ fn adapters_that_do_not_fit_are_named() {
         base().load_adapter(target.path()).unwrap_err().to_string()
     };
     let wrong = Tensor::zeros((16, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let weights: [(&dyn Fn(&mut BTreeMap<String, Tensor>), &str); 3] = [
+    type Change<'a> = &'a dyn Fn(&mut BTreeMap<String, Tensor>);
+    let weights: [(Change<'_>, &str); 3] = [
         (&|tensors| drop(tensors.remove(name)), "v_proj.lora_B.weight` of shape [16, 3]; give it"),
         (&|tensors| drop(tensors.insert(name.into(), wrong.clone())), "has shape [16, 2]; the config expects [16, 3]"),
         (

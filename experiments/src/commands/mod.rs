@@ -3,6 +3,7 @@
 mod draw;
 mod eval;
 mod generate;
+mod import;
 mod import_qwen;
 mod nll;
 mod plan;
@@ -44,10 +45,10 @@ pub enum Command {
     Score(score::Score),
     /// Evaluate a policy on a benchmark.
     Eval(eval::Eval),
+    /// Make a published model into a folder that this library loads.
+    Import(import::Import),
     /// Print a configuration with every default filled in.
     Show(show::Show),
-    /// Make a SimpleAR checkpoint of a Qwen2.5 language model and a visual tokenizer.
-    ImportQwen(import_qwen::ImportQwen),
     /// Render captioned scenes of the Shapes world, as the reward models are trained on.
     Draw(draw::Draw),
 }
@@ -64,8 +65,8 @@ impl Command {
             Self::Detokenize(command) => command.run(),
             Self::Score(command) => command.run(),
             Self::Eval(command) => command.run(),
+            Self::Import(command) => command.run(),
             Self::Show(command) => command.run(),
-            Self::ImportQwen(command) => command.run(),
             Self::Draw(command) => command.run(),
         }
     }

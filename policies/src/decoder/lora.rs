@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use candle_core::{D, Tensor, Var};
+use candle_core::{Tensor, Var};
 use grpo::{Error, Params, Result, Seed};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::weights::fitting;
 use super::{Decoder, DecoderConfig};
-use crate::ops::linear::linear;
+use crate::ops::linear::{linear, linear_residual};
 use crate::safetensors_file::{self, Precision};
 
 const CONFIG: &str = "adapter_config.json";
@@ -246,11 +246,6 @@ impl Adapter {
     fn merged_in(&self) -> Result<Tensor> {
         Ok((self.b.detach().matmul(&self.a.detach())? * self.scale)?)
     }
-
-    /// What is added to the projection of `x`.
-    fn delta(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(linear(&(linear(x, &self.a)? * self.scale)?, &self.b)?)
-    }
 }
 
 /// The adapters of one layer; none where the decoder is plain.
@@ -260,23 +255,24 @@ pub(super) struct Adapters(BTreeMap<LoraTarget, Adapter>);
 impl Adapters {
     /// Adds to `out` what the adapters of `parts` make of `x`: projections of it that lie side by side, with their
     /// weights.
+    ///
+    /// Their `B` stand on the diagonal of one matrix, so that nothing as wide as `out` is made but the sum.
     pub(super) fn add(&self, out: Tensor, x: &Tensor, parts: &[(LoraTarget, &Tensor)]) -> Result<Tensor> {
-        if !parts.iter().any(|(target, _)| self.0.contains_key(target)) {
-            return Ok(out);
+        let adapters: Vec<Option<&Adapter>> = parts.iter().map(|(target, _)| self.0.get(target)).collect();
+        let a: Vec<&Tensor> = adapters.iter().flatten().map(|adapter| &adapter.a).collect();
+        let Some(Adapter { a: first, scale, .. }) = adapters.iter().flatten().next() else { return Ok(out) };
+        let rank = first.dim(0)?;
+        let (mut blocks, mut n_before) = (Vec::with_capacity(parts.len()), 0);
+        for (adapter, (_, weight)) in adapters.iter().zip(parts) {
+            let Some(adapter) = adapter else {
+                blocks.push(Tensor::zeros((weight.dim(0)?, a.len() * rank), x.dtype(), x.device())?);
+                continue;
+            };
+            n_before += 1;
+            blocks.push(adapter.b.pad_with_zeros(1, (n_before - 1) * rank, (a.len() - n_before) * rank)?);
         }
-        let mut deltas = Vec::with_capacity(parts.len());
-        for (target, weight) in parts {
-            deltas.push(match self.0.get(target) {
-                Some(adapter) => adapter.delta(x)?,
-                None => {
-                    let mut shape = x.dims().to_vec();
-                    shape.pop();
-                    shape.push(weight.dim(0)?);
-                    Tensor::zeros(shape, x.dtype(), x.device())?
-                }
-            });
-        }
-        Ok((out + Tensor::cat(&deltas, D::Minus1)?)?)
+        let low = (linear(x, &Tensor::cat(&a, 0)?)? * *scale)?;
+        Ok(linear_residual(&low, &Tensor::cat(&blocks, 0)?, &out)?)
     }
 }
 
@@ -335,13 +331,12 @@ impl Decoder {
     /// The weights by Hugging Face name with the adapters merged in; what is not adapted is shared.
     pub fn merged_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut tensors = self.tensors();
-        let adapters = self.layers.iter().enumerate();
-        for (index, (target, adapter)) in
-            adapters.flat_map(|(index, layer)| layer.adapters.0.iter().map(move |x| (index, x)))
-        {
-            let name = target.weight_name(index);
-            let merged = (super::weights::find(&tensors, &name)? + adapter.merged_in()?)?;
-            tensors.insert(name, merged);
+        for (index, layer) in self.layers.iter().enumerate() {
+            for (target, adapter) in &layer.adapters.0 {
+                let name = target.weight_name(index);
+                let merged = (super::weights::find(&tensors, &name)? + adapter.merged_in()?)?;
+                tensors.insert(name, merged);
+            }
         }
         Ok(tensors)
     }

@@ -4,7 +4,8 @@ NVIDIA's causal discrete video tokenizer in its published configuration (`discre
 128, with random weights: saved as NVIDIA publishes it (`encoder.jit` and `decoder.jit`, traced, in bfloat16,
 and `model.pt`, a state dict, here in float16), with the codes and pixels that the modules give in float32. Deviations:
 1. every weight is a number that bfloat16, float16 and float32 hold exactly, so that all files are one tokenizer;
-2. `implicit_codebook`, which no forward pass reads, is cut to 8 rows in the files, for their size.
+2. `implicit_codebook`, which no forward pass reads, is cut to 8 rows in the files, for their size;
+3. the archives have no `.debug_pkl` entries, which hold the paths of this program's machine.
 
     python policies/tests/golden/cosmos_nvidia.py --cosmos FOLDER
 
@@ -19,6 +20,7 @@ import pathlib
 import sys
 import types
 import warnings
+import zipfile
 
 import torch
 
@@ -79,6 +81,17 @@ def save(model, folder):
         torch.jit.save(traced.to(torch.bfloat16), str(folder / f"{name}.jit"))
 
 
+def without_paths(path):
+    """Takes the places in source files out of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, data in entries:
+            if not entry.filename.endswith(".debug_pkl"):
+                entry.extra = b""
+                archive.writestr(entry, data)
+
+
 def margin(model, image):
     """How far the nearest latent is from the boundary of its cell, in places."""
     double = copy.deepcopy(model).to(dtype=torch.float64)
@@ -116,6 +129,8 @@ def main():
             assert closest > 1e-5 and distinct > len(cases[-1]["codes"]) // 4
             print(f"{height} x {width}: margin {closest:.2g}, {distinct} different codes, pixels {pixels.std():.2f}")
         save(model, HERE)
+        for name in ("encoder.jit", "decoder.jit"):
+            without_paths(HERE / name)
     (HERE / "golden.json").write_text(json.dumps(cases, separators=(",", ":")) + "\n")
     print(f"{sum(parameter.numel() for parameter in model.parameters())} parameters")
 
