@@ -189,10 +189,13 @@ fn what_is_saved_is_read_back() {
     assert_eq!(logits(&back), logits(&decoder));
 }
 
+/// What is done to the tensors of a file.
+type Change<'a> = &'a dyn Fn(&mut BTreeMap<String, Tensor>);
+
 #[test]
 fn adapters_that_do_not_fit_are_named() {
     let name = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight";
-    let error = |config: &dyn Fn(String) -> String, change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+    let error = |config: &dyn Fn(String) -> String, change: Change<'_>| {
         let target = tempfile::tempdir().unwrap();
         let json = std::fs::read_to_string(folder().join("lora_two/adapter_config.json")).unwrap();
         std::fs::write(target.path().join("adapter_config.json"), config(json)).unwrap();
@@ -203,7 +206,6 @@ fn adapters_that_do_not_fit_are_named() {
         base().load_adapter(target.path()).unwrap_err().to_string()
     };
     let wrong = Tensor::zeros((16, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
-    type Change<'a> = &'a dyn Fn(&mut BTreeMap<String, Tensor>);
     let weights: [(Change<'_>, &str); 3] = [
         (&|tensors| drop(tensors.remove(name)), "v_proj.lora_B.weight` of shape [16, 3]; give it"),
         (&|tensors| drop(tensors.insert(name.into(), wrong.clone())), "has shape [16, 2]; the config expects [16, 3]"),

@@ -28,8 +28,8 @@ pub struct Train {
     /// Check the configuration, load every part and say what a step holds in memory, then stop.
     #[arg(long)]
     dry_run: bool,
-    /// Keep each layer's input and make its activations again on the way back: far less memory, about a third more time
-    /// in the update, the same numbers.
+    /// Keep each layer's input and make its activations again on the way back: far less memory, the same numbers, the
+    /// time of one more forward pass.
     #[arg(long)]
     recompute_layers: bool,
 }

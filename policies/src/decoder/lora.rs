@@ -13,7 +13,7 @@ use grpo::{Error, Params, Result, Seed};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::weights::fitting;
+use super::weights::{Layer, find, fitting};
 use super::{Decoder, DecoderConfig};
 use crate::ops::linear::{linear, linear_residual};
 use crate::safetensors_file::{self, Precision};
@@ -334,7 +334,7 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             for (target, adapter) in &layer.adapters.0 {
                 let name = target.weight_name(index);
-                let merged = (super::weights::find(&tensors, &name)? + adapter.merged_in()?)?;
+                let merged = (find(&tensors, &name)? + adapter.merged_in()?)?;
                 tensors.insert(name, merged);
             }
         }
@@ -372,10 +372,10 @@ impl Decoder {
         tensors: &BTreeMap<String, Tensor>,
         params: Params,
     ) -> Result<Self> {
-        let find = |name: String| super::weights::find(tensors, &name);
+        let part = |target: LoraTarget, layer, which| find(tensors, &target.adapter_name(layer, which));
         for (index, layer) in self.layers.iter_mut().enumerate() {
             for target in &lora.targets {
-                let (a, b) = (find(target.adapter_name(index, 'A'))?, find(target.adapter_name(index, 'B'))?);
+                let (a, b) = (part(*target, index, 'A')?, part(*target, index, 'B')?);
                 layer.adapters.0.insert(*target, Adapter { a, b, scale: lora.scale() });
             }
         }
@@ -384,7 +384,7 @@ impl Decoder {
 
     /// The adapters by PEFT's names, without a graph.
     pub(super) fn adapters(&self) -> BTreeMap<String, Tensor> {
-        let of_layer = |(index, layer): (usize, &super::weights::Layer)| {
+        let of_layer = |(index, layer): (usize, &Layer)| {
             let both = |(target, adapter): (&LoraTarget, &Adapter)| {
                 [
                     (target.adapter_name(index, 'A'), adapter.a.detach()),

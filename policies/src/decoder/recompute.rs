@@ -64,7 +64,7 @@ impl std::fmt::Debug for Tape {
 }
 
 impl Decoder {
-    /// Scores with a tape from now on: memory for one layer's activations, for about a third more time.
+    /// Scores with a tape from now on: memory for one layer's activations, for the time of one more forward pass.
     #[must_use]
     pub fn recompute_layers(mut self) -> Self {
         self.recompute = true;

@@ -122,7 +122,7 @@ impl SimpleAr {
         Ok(self)
     }
 
-    /// Trains with one layer's activations in memory at a time, for about a third more time: see [`Tape`].
+    /// Trains with one layer's activations in memory at a time, for the time of one more forward pass: see [`Tape`].
     #[must_use]
     pub fn recompute_layers(mut self) -> Self {
         self.decoder = self.decoder.recompute_layers();

@@ -6,6 +6,7 @@
 
 mod archive;
 mod pickle;
+mod value;
 mod view;
 
 use std::borrow::Cow;
@@ -16,7 +17,8 @@ use candle_core::{Device, Tensor};
 use grpo::{Error, Result};
 
 use archive::Archive;
-use pickle::{Node, Pickle};
+use pickle::Pickle;
+use value::{Id, Node};
 use view::View;
 
 /// Maps inside maps; a module tree of torch stays below 20.
@@ -164,7 +166,7 @@ fn entries<'p, 'a>(pickle: &'p Pickle<'a>, node: &Node<'a>) -> Checked<Vec<(Key<
     }
 }
 
-fn named<'p, 'a>(pickle: &'p Pickle<'a>, map: &[(pickle::Id, pickle::Id)]) -> Checked<Vec<(Key<'a>, &'p Node<'a>)>> {
+fn named<'p, 'a>(pickle: &'p Pickle<'a>, map: &[(Id, Id)]) -> Checked<Vec<(Key<'a>, &'p Node<'a>)>> {
     let key = |id| match pickle.node(id) {
         Node::Text(name) => Ok(Key::Name(name)),
         Node::Int(number) => Ok(Key::Number(*number)),
