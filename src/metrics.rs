@@ -36,8 +36,32 @@ pub(crate) fn reward_metrics<P: Policy>(groups: &[Group<P>], names: &[String]) -
             metrics.extend(correlation.map(|r| (format!("rewards/correlation/{name}_{other_name}"), r)));
         }
     }
+    metrics.extend(terminated(groups));
     metrics.extend(diversity(groups).map(|diversity| ("diversity".to_string(), diversity)));
     metrics
+}
+
+/// How many samples were cut off, and how long those are that ended by themselves; none where the policy does not tell.
+///
+/// As in TRL, the lengths are 0 where every sample was cut off.
+fn terminated<P: Policy>(groups: &[Group<P>]) -> Metrics {
+    let completions = || groups.iter().flat_map(|group| &group.completions);
+    let finished: Option<Vec<bool>> = completions().map(|completion| P::finished(&completion.trace)).collect();
+    let Some(finished) = finished.filter(|finished| !finished.is_empty()) else { return Metrics::new() };
+    let ended = completions().zip(&finished).filter(|(_, finished)| **finished);
+    let lengths: Vec<f32> = ended.map(|(completion, _)| completion.log_probs.len() as f32).collect();
+    Metrics::from([
+        ("completions/clipped_ratio".to_string(), 1.0 - lengths.len() as f64 / finished.len() as f64),
+        ("completions/mean_terminated_length".to_string(), mean(&lengths)),
+        (
+            "completions/min_terminated_length".to_string(),
+            lengths.iter().copied().reduce(f32::min).map_or(0.0, f64::from),
+        ),
+        (
+            "completions/max_terminated_length".to_string(),
+            lengths.iter().copied().reduce(f32::max).map_or(0.0, f64::from),
+        ),
+    ])
 }
 
 /// The correlation of two rewards inside groups: of their differences from the group's mean, over all samples that both
@@ -128,7 +152,7 @@ mod tests {
 
     use super::*;
     use crate::testing::ToyPolicy;
-    use crate::{Completion, Prompt};
+    use crate::{BoxError, Completion, LogProbs, Params, Prompt, Request};
 
     /// The values that TRL logged for the rewards of `tests/golden/trl.py`.
     #[test]
@@ -178,5 +202,49 @@ mod tests {
         let metrics = reward_metrics(&[low, high], &["a".to_string(), "b".to_string()]);
         assert!((metrics["rewards/correlation/a_b"] + 1.0).abs() < 1e-9);
         assert_eq!(metrics["diversity"], 0.0, "all samples are one word");
+    }
+
+    /// Traces are lengths and whether they ended; nothing is drawn.
+    struct Ended;
+
+    impl Policy for Ended {
+        type Sample = String;
+        type Trace = (usize, Option<bool>);
+
+        fn sample(&self, _: &[Request<'_>]) -> Result<Vec<Completion<Self>>, BoxError> {
+            Ok(Vec::new())
+        }
+        fn log_probs(&self, _: &[(&Prompt, &Self::Trace)]) -> Result<LogProbs, BoxError> {
+            Err("not asked for".into())
+        }
+        fn params(&self) -> Params {
+            Params::none()
+        }
+        fn finished(trace: &Self::Trace) -> Option<bool> {
+            trace.1
+        }
+    }
+
+    /// Expected values as `_generate` of TRL 1.16's `GRPOTrainer` defines them, worked out by hand.
+    #[test]
+    fn samples_that_were_cut_off_count_apart() {
+        let check = |traces: &[(usize, Option<bool>)], expected: Option<[f64; 4]>| {
+            let of = |&(length, finished): &(usize, Option<bool>)| Completion {
+                sample: String::new(),
+                trace: (length, finished),
+                log_probs: vec![-1.0; length],
+            };
+            let (prompt, completions) = (Prompt::new("any"), traces.iter().map(of).collect());
+            let metrics = terminated(&[Group::<Ended> { prompt_idx: 0, prompt, completions, scores: Vec::new() }]);
+            let names = ["clipped_ratio", "mean_terminated_length", "min_terminated_length", "max_terminated_length"];
+            let got = names.map(|name| metrics.get(&format!("completions/{name}")).copied());
+            assert_eq!(got, expected.map_or([None; 4], |values| values.map(Some)), "{traces:?}");
+        };
+        let (ended, cut) = (Some(true), Some(false));
+        check(&[(3, ended), (8, cut), (6, ended), (8, cut)], Some([0.5, 4.5, 3.0, 6.0]));
+        check(&[(1, ended), (2, ended), (2, ended), (3, ended)], Some([0.0, 2.0, 1.0, 3.0]));
+        check(&[(8, cut), (8, cut)], Some([1.0, 0.0, 0.0, 0.0]));
+        check(&[(8, ended), (8, None)], None);
+        check(&[], None);
     }
 }

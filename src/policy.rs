@@ -157,6 +157,14 @@ pub trait Policy: Sync {
         None
     }
 
+    /// Whether a sample ended by itself rather than at a limit of its length; `None` where that means nothing.
+    fn finished(_trace: &Self::Trace) -> Option<bool>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
     /// Whether `log_probs` replays the law of `sample`.
     fn scoring(&self) -> Scoring {
         Scoring::Exact

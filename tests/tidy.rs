@@ -69,7 +69,7 @@ fn files_hold_one_idea() {
     }
 }
 
-/// A toy that says its samples are drawn by another law than the one it scores.
+/// A toy that says its samples are drawn by another law than the one it scores, and that some of them are cut off.
 struct Shaped(ToyPolicy);
 
 impl Policy for Shaped {
@@ -86,6 +86,10 @@ impl Policy for Shaped {
 
     fn params(&self) -> Params {
         self.0.params()
+    }
+
+    fn finished(trace: &Vec<u32>) -> Option<bool> {
+        Some(trace.first() == Some(&0))
     }
 
     fn scoring(&self) -> Scoring {
