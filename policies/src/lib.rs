@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`simplear`] | SimpleAR: text in, image out; its sampling law, its stages, its checkpoints |
+//! | [`text_lm`] | a causal language model: text in, text out; chat templates, Hugging Face folders |
 //! | [`decoder`] | the Qwen2.5-shaped decoder, trainable and with a cache for sampling |
 //! | [`cosmos`] | the visual tokenizer: images to codes and back |
 //! | [`safetensors_file`] | strict reading and writing of weights |
@@ -13,4 +14,5 @@ mod ops;
 pub mod safetensors_file;
 mod sampling;
 pub mod simplear;
+pub mod text_lm;
 mod torch_file;
