@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::Device;
 use grpo::testing::check_policy;
 use grpo::{
     Completion, GroupSampler, GroupSize, Policy, Prompt, Request, RewardSet, RolloutConfig, Scoring, Seed, TrainConfig,
@@ -88,7 +89,7 @@ fn golden_folder() -> PathBuf {
 }
 
 fn golden_policy() -> TextLm {
-    TextLm::load(&golden_folder()).unwrap()
+    TextLm::load(&golden_folder(), &Device::Cpu).unwrap()
 }
 
 #[test]
@@ -257,7 +258,7 @@ fn a_saved_folder_is_the_same_policy() {
     let law = TextLaw { max_new_tokens: 12, ..TextLaw::default() };
     let policy = golden_policy().with_law(law).unwrap();
     policy.save(folder.path(), Precision::F32).unwrap();
-    let loaded = TextLm::load(folder.path()).unwrap().with_law(law).unwrap();
+    let loaded = TextLm::load(folder.path(), &Device::Cpu).unwrap().with_law(law).unwrap();
     let prompt = Prompt::new("What is 2 + 3?");
     let (a, b) = (draw(&policy, &[&prompt]), draw(&loaded, &[&prompt]));
     assert_eq!((&a[0].trace, &a[0].sample), (&b[0].trace, &b[0].sample));
@@ -282,7 +283,7 @@ fn templates_and_ends_are_found_where_folders_have_them() {
     let rendered = |files: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
         copied(folder.path(), files);
-        let policy = TextLm::load(folder.path()).unwrap();
+        let policy = TextLm::load(folder.path(), &Device::Cpu).unwrap();
         let text = match policy.template() {
             Template::Chat(chat) => chat.render("hi").unwrap(),
             _ => "plain".into(),
@@ -305,7 +306,7 @@ fn folders_that_cannot_be_meant_are_refused() {
     let error = |files: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
         copied(folder.path(), files);
-        TextLm::load(folder.path()).err().unwrap().to_string()
+        TextLm::load(folder.path(), &Device::Cpu).err().unwrap().to_string()
     };
     for (name, text, message) in [
         ("generation_config.json", r#"{"eos_token_id": "x"}"#, "eos_token_id is \"x\"; give the id"),
@@ -321,7 +322,7 @@ fn folders_that_cannot_be_meant_are_refused() {
         let error = error(&[(name, text)]);
         assert!(error.contains(message), "{error}");
     }
-    let error = TextLm::load(Path::new("no_such_folder")).err().unwrap().to_string();
+    let error = TextLm::load(Path::new("no_such_folder"), &Device::Cpu).err().unwrap().to_string();
     assert!(error.contains("there is no such folder"), "{error}");
 }
 

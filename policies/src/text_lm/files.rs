@@ -8,20 +8,20 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use candle_core::Device;
 use grpo::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{ChatTemplate, Template, TextLm, Tokenizer};
 use crate::decoder::Decoder;
-use crate::safetensors_file::{self, Precision};
+use crate::safetensors_file::Precision;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
-const WEIGHTS: &str = "model.safetensors";
 
 /// What a folder says that is not used here and is written back with the policy.
 #[derive(Clone, Debug, Default)]
@@ -31,18 +31,18 @@ pub(super) struct Kept {
 }
 
 impl TextLm {
-    /// Reads a checkpoint folder, trainable, on the CPU; prompts are rendered by its chat template where it has one.
+    /// Reads a checkpoint folder, trainable; prompts are rendered by its chat template where it has one.
     ///
     /// Texts end at the `eos_token_id` of `generation_config.json`, or else of `config.json`. The law is the default one
     /// whatever `generation_config.json` says of sampling.
-    pub fn load(folder: &Path) -> Result<Self> {
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::file(
                 folder,
                 "there is no such folder; give one that holds config.json, tokenizer.json and the weights",
             ));
         }
-        let decoder = Decoder::load(folder, true)?;
+        let decoder = Decoder::load(folder, device, true)?;
         let path = folder.join(TOKENIZER);
         let json = fs::read_to_string(&path).map_err(|error| Error::file(&path, error))?;
         let tokenizer = Tokenizer::from_json(&json).map_err(|error| Error::file(&path, error))?;
@@ -58,19 +58,13 @@ impl TextLm {
 
     /// Writes what [`TextLm::load`] and transformers read, the weights as bf16 or f32; a system message is not part of it.
     pub fn save(&self, folder: &Path, precision: Precision) -> Result<()> {
-        fs::create_dir_all(folder).map_err(|error| Error::file(folder, error))?;
+        self.decoder.save(folder, precision)?;
         let write = |name: &str, text: &str| {
             let path = folder.join(name);
             fs::write(&path, text).map_err(|error| Error::file(path, error))
         };
-        let ends = json!(&*self.ends);
-        let mut config =
-            serde_json::to_value(self.decoder.config()).map_err(|error| Error::config(error.to_string()))?;
-        config["architectures"] = json!(["Qwen2ForCausalLM"]);
-        config["model_type"] = json!("qwen2");
-        config["eos_token_id"] = ends.clone();
         let mut generation = self.kept.generation_config.clone();
-        generation.insert("eos_token_id".into(), ends);
+        generation.insert("eos_token_id".into(), json!(&*self.ends));
         let mut tokenizer_config = self.kept.tokenizer_config.clone();
         tokenizer_config.entry("tokenizer_class").or_insert(json!("PreTrainedTokenizerFast"));
         // The file of its own is what transformers prefers.
@@ -78,11 +72,9 @@ impl TextLm {
         if let Template::Chat(chat) = &self.template {
             write(TEMPLATE, chat.source())?;
         }
-        write(CONFIG, &format!("{config:#}\n"))?;
         write(GENERATION, &format!("{:#}\n", Value::Object(generation)))?;
         write(TOKENIZER, self.tokenizer.json())?;
-        write(TOKENIZER_CONFIG, &format!("{:#}\n", Value::Object(tokenizer_config)))?;
-        safetensors_file::write(folder.join(WEIGHTS), &self.decoder.tensors(), precision)
+        write(TOKENIZER_CONFIG, &format!("{:#}\n", Value::Object(tokenizer_config)))
     }
 }
 
