@@ -39,11 +39,13 @@ pub fn policy(source: PolicySource, folder: Option<&Path>, device: &Device) -> O
     let policy = match (source, folder) {
         (PolicySource::ShapesSft, None) => SimpleAr::shapes(Stage::Sft, device)?,
         (PolicySource::ShapesPretrained, None) => SimpleAr::shapes(Stage::Pretrained, device)?,
-        // A folder given by flag stands in for the embedded miniature, at its image size.
+        // A folder given by flag stands in for the embedded miniature, at the size it was saved with.
         (PolicySource::ShapesSft | PolicySource::ShapesPretrained, Some(folder)) => {
-            SimpleAr::load(folder, 64, 64, device)?
+            SimpleAr::load(folder, None, device)?
         }
-        (PolicySource::Folder { height, width }, Some(folder)) => SimpleAr::load(folder, height, width, device)?,
+        (PolicySource::Folder { height, width }, Some(folder)) => {
+            SimpleAr::load(folder, Some((height, width)), device)?
+        }
         (PolicySource::Folder { .. }, None) => {
             return Err(Failure::user("policy.folder needs --policy DIR, the checkpoint's folder"));
         }

@@ -320,7 +320,7 @@ fn a_language_model_becomes_a_checkpoint_that_generate_goes_on_from() {
     let folder = tempfile::tempdir().unwrap();
     let model = config("../policies/tests/golden/qwen2_resize/untied");
     let cosmos = config("../policies/models/shapes/cosmos");
-    let import = ["import", "qwen", "--from", &model, "--cosmos", &cosmos, "--out", "made", "--bf16"];
+    let import = ["import", "qwen", "--from", &model, "--cosmos", &cosmos, "--out", "made", "--size", "64", "--bf16"];
     mistake(folder.path(), &["import", "qwen", "--from", "absent", "--cosmos", &cosmos, "--out", "made"], &["absent/"]);
     let said = grpo(folder.path(), &import);
     assert_eq!(said.code, 0, "{}", said.err);

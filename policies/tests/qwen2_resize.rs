@@ -84,7 +84,7 @@ fn what_is_made_is_a_checkpoint_that_samples_and_survives_a_folder() {
     let out = tempfile::tempdir().unwrap();
     let policy = made(&folder("untied")).unwrap();
     policy.save(out.path(), Precision::F32).unwrap();
-    let again = SimpleAr::load(out.path(), 16, 24, &Device::Cpu).unwrap();
+    let again = SimpleAr::load(out.path(), Some((16, 24)), &Device::Cpu).unwrap();
     let prompt = Prompt::new("a photo of a red star");
     let draw = |policy: &SimpleAr| {
         policy.sample(&[Request { prompt: &prompt, seed: Seed::new(3) }]).unwrap().remove(0).trace.codes
@@ -128,7 +128,7 @@ fn a_repetition_penalty_is_told_and_carried() {
     for (settings, said) in [(r#"{"repetition_penalty": 1.0}"#, None), (r#"{"repetition_penalty": 1.1}"#, Some("1.1"))]
     {
         fs::write(out.path().join("generation_config.json"), settings).unwrap();
-        let policy = SimpleAr::load(out.path(), 16, 24, &Device::Cpu).unwrap();
+        let policy = SimpleAr::load(out.path(), Some((16, 24)), &Device::Cpu).unwrap();
         assert_eq!(policy.warnings().len(), usize::from(said.is_some()), "{settings}");
         for warning in policy.warnings() {
             assert!(warning.contains("repetition_penalty 1.1, which the original's sampling applies"), "{warning}");
@@ -137,7 +137,7 @@ fn a_repetition_penalty_is_told_and_carried() {
         assert_eq!(fs::read_to_string(copy.path().join("generation_config.json")).unwrap(), settings);
     }
     fs::write(out.path().join("generation_config.json"), "{").unwrap();
-    let error = SimpleAr::load(out.path(), 16, 24, &Device::Cpu).err().unwrap().to_string();
+    let error = SimpleAr::load(out.path(), Some((16, 24)), &Device::Cpu).err().unwrap().to_string();
     assert!(error.contains("generation_config.json: EOF") && error.contains("mend it or remove it"), "{error}");
 }
 
@@ -189,6 +189,6 @@ fn a_tokenizer_that_does_not_fit_is_refused() {
         (entry["content"], entry["id"]) = ("<|late|>".into(), 310.into());
         json["added_tokens"].as_array_mut().unwrap().push(entry);
     });
-    let error = SimpleAr::load(out.path(), 16, 24, &Device::Cpu).err().unwrap().to_string();
+    let error = SimpleAr::load(out.path(), Some((16, 24)), &Device::Cpu).err().unwrap().to_string();
     assert!(error.contains("vocabulary has 335 ids; the tokenizer's 311 and the codebook's 25 make 336"), "{error}");
 }

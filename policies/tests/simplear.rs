@@ -147,12 +147,12 @@ fn two_dimensional_positions_hold_to_the_contract() {
     let of = |policy: &SimpleAr| replay(policy, &[&prompts[0]], &drawn);
     let folder = tempfile::tempdir().unwrap();
     policy.save(folder.path(), Precision::F32).unwrap();
-    let loaded = SimpleAr::load(folder.path(), 24, 32, &Device::Cpu).unwrap();
+    let loaded = SimpleAr::load(folder.path(), Some((24, 32)), &Device::Cpu).unwrap();
     for other in [policy.frozen().unwrap(), policy.copy().unwrap(), loaded] {
         assert_eq!(of(&other), of(&policy));
     }
     let line = of(&small(&[5, 5]));
-    let wider = SimpleAr::load(folder.path(), 32, 24, &Device::Cpu).unwrap();
+    let wider = SimpleAr::load(folder.path(), Some((32, 24)), &Device::Cpu).unwrap();
     let near = |a: &[Vec<f32>], b: &[Vec<f32>], at: usize| (a[0][at] - b[0][at]).abs() < 1e-4;
     // The first line of the image stands at s, s + 1, ... by column but at s by line, so all but its first token differ.
     assert!(near(&line, &of(&policy), 0) && !near(&line, &of(&policy), 3));
@@ -310,7 +310,7 @@ fn training_adapters_moves_them_alone_and_the_reference_is_the_base() {
     let loaded = small(&[5, 5]).load_adapter(folder.path()).unwrap();
     assert_eq!(replay(&loaded, &[&prompts[0]], &drawn), replay(trained, &[&prompts[0]], &drawn));
     trained.save(folder.path(), Precision::F32).unwrap();
-    let merged = SimpleAr::load(folder.path(), 24, 32, &Device::Cpu).unwrap();
+    let merged = SimpleAr::load(folder.path(), Some((24, 32)), &Device::Cpu).unwrap();
     let (got, want) = (replay(&merged, &[&prompts[0]], &drawn), replay(trained, &[&prompts[0]], &drawn));
     assert!(got[0].iter().zip(&want[0]).all(|(got, want)| (got - want).abs() < 1e-4), "{got:?} {want:?}");
 }
@@ -334,11 +334,18 @@ fn a_saved_checkpoint_samples_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let policy = small(&[5, 5]);
     policy.save(folder.path(), Precision::F32).unwrap();
-    let loaded = SimpleAr::load(folder.path(), 24, 32, &Device::Cpu).unwrap();
+    let loaded = SimpleAr::load(folder.path(), Some((24, 32)), &Device::Cpu).unwrap();
     let prompt = Prompt::new("a photo of a blue star");
     let (a, b) = (draw(&policy, &[&prompt]), draw(&loaded, &[&prompt]));
     assert_eq!(a[0].trace.codes, b[0].trace.codes);
     assert_eq!(a[0].sample, b[0].sample);
+    // The folder knows the size, unless it was made elsewhere.
+    assert_eq!(SimpleAr::load(folder.path(), None, &Device::Cpu).unwrap().grid(), (3, 4));
+    let path = folder.path().join("config.json");
+    let json = std::fs::read_to_string(&path).unwrap().replace("image_grid", "other_grid");
+    std::fs::write(&path, json).unwrap();
+    let error = SimpleAr::load(folder.path(), None, &Device::Cpu).err().unwrap().to_string();
+    assert!(error.contains("no image_grid") && error.contains("--size 512"), "{error}");
 }
 
 #[test]

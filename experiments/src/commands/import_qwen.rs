@@ -8,7 +8,7 @@ use grpo_policies::cosmos::Cosmos;
 use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::SimpleAr;
 
-use super::tell;
+use super::{size, tell};
 use crate::failure::{Failure, Outcome};
 
 /// Give a Qwen2.5 language model the special tokens and the codebook of SimpleAR: where its pretraining starts.
@@ -23,6 +23,9 @@ pub struct ImportQwen {
     /// Where the SimpleAR folder goes.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Size of images in pixels, HEIGHTxWIDTH or one number for both; SimpleAR is pretrained at 512.
+    #[arg(long, value_name = "PIXELS", default_value = "512", value_parser = size)]
+    size: (usize, usize),
     /// Write weights rounded to bfloat16, half the size.
     #[arg(long)]
     bf16: bool,
@@ -36,8 +39,8 @@ impl ImportQwen {
             return Err(Failure::user(format!("{out} already holds a model; give another --out or remove it")));
         }
         let cosmos = Arc::new(Cosmos::load(&self.cosmos, &candle_core::Device::Cpu)?);
-        // The folder says nothing of image sizes, so any grid will do for writing it.
-        let policy = SimpleAr::from_language_model(&self.from, cosmos, (1, 1))?;
+        let grid = cosmos.grid(self.size.0, self.size.1)?;
+        let policy = SimpleAr::from_language_model(&self.from, cosmos, grid)?;
         let precision = if self.bf16 { Precision::Bf16 } else { Precision::F32 };
         policy.save(&self.out, precision)?;
         let config = policy.decoder().config();

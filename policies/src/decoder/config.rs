@@ -49,9 +49,12 @@ pub struct DecoderConfig {
     /// Whether the head is the embedding.
     #[serde(default)]
     pub tie_word_embeddings: bool,
-    /// How the tokens of an image are numbered; the only key here that Hugging Face's Qwen2 does not know.
+    /// How the tokens of an image are numbered; a key that Hugging Face's Qwen2 does not know, as the next.
     #[serde(default, skip_serializing_if = "ImagePositions::is_line")]
     pub image_positions: ImagePositions,
+    /// Rows and columns of an image's tokens, of a checkpoint that was saved here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_grid: Option<(usize, usize)>,
     /// Every other key of the file it was read from, for the file it is written to.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -102,6 +105,7 @@ impl Default for DecoderConfig {
             rope_theta: 1e6,
             tie_word_embeddings: true,
             image_positions: ImagePositions::Line,
+            image_grid: None,
             other: BTreeMap::new(),
         }
     }

@@ -110,12 +110,13 @@ impl Decoder {
         self
     }
 
-    /// Where the config asks for two-dimensional positions, images have `columns` tokens in a line and begin behind the
-    /// token `after_id`; until this is told, and elsewhere, all positions are one line.
+    /// Images are `grid` rows and columns of tokens and begin behind the token `after_id`: the config says so from now on,
+    /// and where it asks for two-dimensional positions images get them. Until this is told all positions are one line.
     #[must_use]
-    pub fn with_image_grid(mut self, columns: usize, after_id: u32) -> Self {
-        if self.config.image_positions == ImagePositions::Grid && columns > 0 {
-            self.rope = Arc::new(Rope::clone(&self.rope).with_plane(Plane { columns, after_id }));
+    pub fn with_image_grid(mut self, grid: (usize, usize), after_id: u32) -> Self {
+        self.config.image_grid = Some(grid);
+        if self.config.image_positions == ImagePositions::Grid && grid.1 > 0 {
+            self.rope = Arc::new(Rope::clone(&self.rope).with_plane(Plane { columns: grid.1, after_id }));
         }
         self
     }

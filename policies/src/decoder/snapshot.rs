@@ -147,7 +147,7 @@ mod tests {
         let image_positions = ImagePositions::Grid;
         let config =
             DecoderConfig { vocab_size: 60, num_hidden_layers: 2, image_positions, ..DecoderConfig::default() };
-        let decoder = Decoder::init(config, Seed::new(3)).unwrap().with_image_grid(2, 4);
+        let decoder = Decoder::init(config, Seed::new(3)).unwrap().with_image_grid((9, 2), 4);
         let prompts = [vec![1, 2, 3, 4, 5], vec![6], vec![7, 8]];
         let [(mut cache, mut hidden, host), (mut other_cache, mut other, device)] =
             [decoder.snapshot(9..60).unwrap(), Snapshot::composite(&decoder, 9..60).unwrap()].map(|snapshot| {

@@ -43,8 +43,9 @@ impl SimpleAr {
         Self::new(decoder, Arc::new(shapes_cosmos(device)?), Arc::new(text), (8, 8))
     }
 
-    /// Reads a checkpoint folder for images of `height` x `width` pixels, trainable.
-    pub fn load(folder: &Path, height: usize, width: usize, device: &Device) -> Result<Self> {
+    /// Reads a checkpoint folder, trainable, for images of `size` rows and columns of pixels, or of the size it was saved
+    /// with.
+    pub fn load(folder: &Path, size: Option<(usize, usize)>, device: &Device) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::file(
                 folder,
@@ -55,7 +56,14 @@ impl SimpleAr {
         let path = folder.join(TOKENIZER);
         let text = TextTokenizer::from_json(&read_text(&path)?).map_err(|error| Error::file(path, error))?;
         let cosmos = Cosmos::load(folder.join(COSMOS), device)?;
-        let grid = cosmos.grid(height, width)?;
+        let grid = match (size, decoder.config().image_grid) {
+            (Some((height, width)), _) => cosmos.grid(height, width)?,
+            (None, Some(grid)) => grid,
+            (None, None) => {
+                let message = "config.json has no image_grid, so images have no size; give it, such as --size 512";
+                return Err(Error::file(folder, message));
+            }
+        };
         let policy = Self::new(decoder, Arc::new(cosmos), Arc::new(text), grid);
         Ok(policy.map_err(|error| Error::file(folder, error))?.with_companions(Companions::read(folder)?))
     }

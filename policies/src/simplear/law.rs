@@ -3,21 +3,7 @@
 use grpo::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::sampling::Shaping;
-
-/// Which log-probabilities are trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScoredAs {
-    /// Those of the law itself; a law that replay cannot differentiate exactly is refused.
-    #[default]
-    Law,
-    /// Those of the conditional model at the law's temperature, while guidance and truncation shape the samples.
-    ///
-    /// Ratios are then no longer those of the behaviour; the difference is logged at every step as
-    /// `sampling/sampling_logp_difference`.
-    Conditional,
-}
+use crate::sampling::{ScoredAs, Shaping};
 
 /// Which ids compete for a place in the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

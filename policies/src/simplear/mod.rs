@@ -26,8 +26,9 @@ use grpo::{
 use image::RgbImage;
 use serde::Serialize;
 
+pub use crate::sampling::ScoredAs;
 pub use files::{Stage, shapes_cosmos};
-pub use law::{Law, ScoredAs, Vocabulary};
+pub use law::{Law, Vocabulary};
 pub use memory::{MemoryEstimate, Workload};
 pub use sampling::Drawn;
 pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
@@ -89,7 +90,7 @@ impl SimpleAr {
                 grid.0, grid.1
             )));
         }
-        let decoder = decoder.with_image_grid(grid.1, text.image_start());
+        let decoder = decoder.with_image_grid(grid, text.image_start());
         let (law, companions, warnings) = Default::default();
         Ok(Self { decoder, cosmos, text, law, grid, window: 1, companions, warnings })
     }
@@ -105,7 +106,7 @@ impl SimpleAr {
     #[must_use]
     pub fn with_image_positions(mut self, positions: ImagePositions) -> Self {
         let decoder = self.decoder.with_image_positions(positions);
-        self.decoder = decoder.with_image_grid(self.grid.1, self.text.image_start());
+        self.decoder = decoder.with_image_grid(self.grid, self.text.image_start());
         self
     }
 

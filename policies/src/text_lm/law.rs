@@ -3,8 +3,8 @@
 use grpo::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::sampling::ScoredAs;
 use crate::sampling::Shaping;
-use crate::simplear::ScoredAs;
 
 /// How tokens are drawn, in the order in which it applies: temperature, top-k, top-p, min-p.
 ///

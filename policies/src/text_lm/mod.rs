@@ -34,7 +34,7 @@ use candle_core::{DType, Tensor};
 use grpo::{BoxError, Completion, Error, LogProbs, Params, Policy, Prompt, Request, Result, Scoring};
 use serde::Serialize;
 
-pub use crate::simplear::ScoredAs;
+pub use crate::sampling::ScoredAs;
 pub use law::TextLaw;
 pub use template::{ChatTemplate, Template};
 pub use tokenizer::Tokenizer;
