@@ -28,8 +28,9 @@ for line in (run / "metrics.jsonl").read_text().splitlines():
         assert as_f32 in found, f"{name} at step {row['step']}: {value} was logged, TensorBoard reads {found}"
         n_scalars += 1
 
-# Every number of the page but those of options that the miniature has not on.
-OFF = {"resampled_groups", "policy_loss", "cispo_clip_ratio"}
+# Every number of the page but those of options that the miniature has not on, and of samples that end by themselves.
+OFF = {"resampled_groups", "policy_loss", "cispo_clip_ratio", "completions/clipped_ratio"}
+OFF |= {f"completions/{which}_terminated_length" for which in ("mean", "min", "max")}
 page = (Path(__file__).parent.parent / "src/docs/metrics.md").read_text().split("## Pictures")[0]
 rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
 patterns = {name for row in rows for name in row.split("`")[1::2]} - OFF
