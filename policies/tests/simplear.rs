@@ -151,7 +151,14 @@ fn two_dimensional_positions_hold_to_the_contract() {
     for other in [policy.frozen().unwrap(), policy.copy().unwrap(), loaded] {
         assert_eq!(of(&other), of(&policy));
     }
+    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: [LoraTarget::Query].into() };
+    let adapted = small_with(&[5, 5], ImagePositions::Grid).with_lora(lora, Seed::new(4)).unwrap();
+    assert!(check_policy(&adapted, &prompts).unwrap().replay_difference < Some(1e-4));
+    for other in [adapted.frozen().unwrap(), adapted.copy().unwrap(), adapted.detached().unwrap()] {
+        assert_eq!(of(&other), of(&policy), "adapters that are zero change nothing");
+    }
     let line = of(&small(&[5, 5]));
+    assert_eq!(of(&small_with(&[5, 5], ImagePositions::Grid).with_image_positions(ImagePositions::Line)), line);
     let wider = SimpleAr::load(folder.path(), Some((32, 24)), &Device::Cpu).unwrap();
     let near = |a: &[Vec<f32>], b: &[Vec<f32>], at: usize| (a[0][at] - b[0][at]).abs() < 1e-4;
     // The first line of the image stands at s, s + 1, ... by column but at s by line, so all but its first token differ.

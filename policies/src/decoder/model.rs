@@ -115,8 +115,10 @@ impl Decoder {
     #[must_use]
     pub fn with_image_grid(mut self, grid: (usize, usize), after_id: u32) -> Self {
         self.config.image_grid = Some(grid);
-        if self.config.image_positions == ImagePositions::Grid && grid.1 > 0 {
-            self.rope = Arc::new(Rope::clone(&self.rope).with_plane(Plane { columns: grid.1, after_id }));
+        let in_plane = self.config.image_positions == ImagePositions::Grid && grid.1 > 0;
+        let plane = in_plane.then_some(Plane { columns: grid.1, after_id });
+        if self.rope.plane() != plane {
+            self.rope = Arc::new(Rope::clone(&self.rope).with_plane(plane));
         }
         self
     }

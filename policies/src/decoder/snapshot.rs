@@ -63,6 +63,11 @@ impl Snapshot {
         self.slice.clone()
     }
 
+    /// Tokens of the longest row.
+    pub fn max_positions(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
     /// Reads prompts of any lengths: a cache with room for `capacity` tokens a row, and the hidden states
     /// `[rows, H]` after each prompt's last token.
     pub fn prefill(&self, prompts: &[impl AsRef<[u32]>], capacity: usize) -> Result<(Cache, Tensor)> {

@@ -418,7 +418,7 @@ mod tests {
             let longest = *lengths.iter().max().unwrap();
             let qkv = normal_var(1, &[lengths.len(), longest, plan.width()]);
             check_operation(std::slice::from_ref(&qkv), || plan.apply(&qkv), || plan.composite(&qkv));
-            let rope = Arc::new(Rope::new(d, 1e4, 200).with_plane(Plane { columns: 2, after_id: 0 }));
+            let rope = Arc::new(Rope::new(d, 1e4, 200).with_plane(Some(Plane { columns: 2, after_id: 0 })));
             let image_starts = (0..lengths.len()).map(|row| 1 + row).collect();
             let plan = Attention { rope, image_starts, ..plan };
             check_operation(std::slice::from_ref(&qkv), || plan.apply(&qkv), || plan.composite(&qkv));

@@ -63,9 +63,14 @@ impl Rope {
         }
     }
 
-    /// The same with images in two dimensions.
-    pub(crate) fn with_plane(self, plane: Plane) -> Self {
-        Self { plane: Some(plane), ..self }
+    /// The same with images in two dimensions, or in none of their own.
+    pub(crate) fn with_plane(self, plane: Option<Plane>) -> Self {
+        Self { plane, ..self }
+    }
+
+    /// Where images stand in two dimensions.
+    pub(crate) fn plane(&self) -> Option<Plane> {
+        self.plane
     }
 
     /// Where a row's image begins, given where it does in what was read before `ids`, which stand from `first` on.
@@ -191,7 +196,7 @@ mod tests {
     fn slices_and_composite_agree_and_back_is_the_inverse() {
         for (rope, image_start) in [
             (Rope::new(8, 1e4, 12), NO_IMAGE),
-            (Rope::new(8, 1e4, 12).with_plane(Plane { columns: 3, after_id: 7 }), 4),
+            (Rope::new(8, 1e4, 12).with_plane(Some(Plane { columns: 3, after_id: 7 })), 4),
         ] {
             let values = normals(1, 12 * 8);
             let mut turned = values.clone();
@@ -214,7 +219,7 @@ mod tests {
     /// by the column, both counted from where the image begins.
     #[test]
     fn an_image_stands_in_two_dimensions() {
-        let rope = Rope::new(8, 1e4, 40).with_plane(Plane { columns: 3, after_id: 7 });
+        let rope = Rope::new(8, 1e4, 40).with_plane(Some(Plane { columns: 3, after_id: 7 }));
         let ids = [1, 5, 7, 9, 9, 9, 9, 9];
         let start = rope.image_start(NO_IMAGE, &ids, 0);
         assert_eq!(start, 3);

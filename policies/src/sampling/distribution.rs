@@ -1,5 +1,7 @@
 //! A shaped distribution over choices: probabilities, and draws by the inverse of its cumulative function.
 
+use grpo::{Error, Result};
+
 use super::Shaping;
 
 /// What remains of a law over choices once it is shaped; choices that were cut away have probability 0.
@@ -23,6 +25,17 @@ impl Distribution {
         truncate(&mut logits, shaping);
         let normaliser = log_sum_exp(&logits);
         Self { scores: logits, normaliser }
+    }
+
+    /// An error where logits were no numbers, so that nothing can be drawn.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.normaliser.is_finite() {
+            true => Ok(()),
+            false => Err(Error::config(
+                "the policy's logits are not finite, so nothing can be drawn; take an earlier checkpoint or a \
+                 temperature nearer to 1",
+            )),
+        }
     }
 
     /// The log-probability of a choice.
@@ -240,6 +253,15 @@ mod tests {
                     Some(want) => assert!((law.log_prob(choice) - want).abs() < 2e-5, "{shaping:?}, choice {choice}"),
                 }
             }
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_an_error() {
+        assert!(Distribution::new(LOGITS.to_vec(), &PLAIN).check().is_ok());
+        for logits in [vec![f32::NAN, 1.0], vec![f32::INFINITY, 1.0]] {
+            let error = Distribution::new(logits, &PLAIN).check().unwrap_err().to_string();
+            assert!(error.contains("not finite") && error.contains("earlier checkpoint"), "{error}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use grpo::{Request, Result, Seed};
+use grpo::{Error, Request, Result, Seed};
 use rayon::prelude::*;
 
 use super::speculative::speculate;
@@ -131,7 +131,7 @@ impl<'a> Branches<'a> {
         let conditional = self.conditional.logits(&self.conditional.prompt_hidden)?;
         let unconditional =
             self.unconditional.as_ref().map(|branch| branch.logits(&branch.prompt_hidden)).transpose()?;
-        Ok(self.laws(conditional, unconditional))
+        checked(self.laws(conditional, unconditional))
     }
 
     /// Reads a run of choices in each row; the law behind every one of them, row after row.
@@ -140,7 +140,7 @@ impl<'a> Branches<'a> {
             runs.iter().map(|run| run.iter().map(|choice| self.offset + choice).collect()).collect();
         let conditional = self.conditional.extend(&ids)?;
         let unconditional = self.unconditional.as_mut().map(|branch| branch.extend(&ids)).transpose()?;
-        Ok(self.laws(conditional, unconditional))
+        checked(self.laws(conditional, unconditional))
     }
 
     /// Forgets the last so many tokens of each row.
@@ -159,6 +159,12 @@ impl<'a> Branches<'a> {
     }
 }
 
+/// Laws of which nothing can be drawn are an error.
+fn checked(laws: Vec<Distribution>) -> Result<Vec<Distribution>> {
+    laws.iter().try_for_each(Distribution::check)?;
+    Ok(laws)
+}
+
 /// One decoding branch: its prompt, read, and the cache of what follows.
 struct Branch<'a> {
     snapshot: &'a Snapshot,
@@ -170,7 +176,17 @@ struct Branch<'a> {
 impl<'a> Branch<'a> {
     fn read(snapshot: &'a Snapshot, prompts: &[Vec<u32>], repeats: &[usize], n_tokens: usize) -> Result<Self> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let (cache, hidden) = snapshot.prefill(prompts, longest + n_tokens)?;
+        let most = snapshot.max_positions();
+        // The last token is chosen and never read.
+        if longest + n_tokens > most + 1 {
+            return Err(Error::config(format!(
+                "a prompt of {longest} tokens and an image of {n_tokens} do not fit the decoder's {most} positions; \
+                 shorten the prompt to {} tokens or take smaller images",
+                (most + 1).saturating_sub(n_tokens)
+            )));
+        }
+        // A device writes the filling of an empty run behind the row's end.
+        let (cache, hidden) = snapshot.prefill(prompts, (longest + n_tokens).min(most))?;
         Ok(Self { snapshot, cache: cache.expand(repeats)?, prompt_hidden: repeat_rows(&hidden, repeats)? })
     }
 

@@ -69,12 +69,21 @@ impl TextLm {
         tokenizer_config.entry("tokenizer_class").or_insert(json!("PreTrainedTokenizerFast"));
         // The file of its own is what transformers prefers.
         tokenizer_config.remove("chat_template");
-        if let Template::Chat(chat) = &self.template {
-            write(TEMPLATE, chat.source())?;
+        match &self.template {
+            Template::Chat(chat) => write(TEMPLATE, chat.source())?,
+            // One that another policy left here would be taken for this one's.
+            Template::Plain => remove(&folder.join(TEMPLATE))?,
         }
         write(GENERATION, &format!("{:#}\n", Value::Object(generation)))?;
         write(TOKENIZER, self.tokenizer.json())?;
         write(TOKENIZER_CONFIG, &format!("{:#}\n", Value::Object(tokenizer_config)))
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::file(path, error)),
+        _ => Ok(()),
     }
 }
 

@@ -41,10 +41,11 @@ impl TextLm {
         let shaping = self.law.shaping();
         let choose = |(logits, row): (Vec<f32>, &usize)| {
             let law = Distribution::new(logits, &shaping);
+            law.check()?;
             let choice = law.draw(requests[*row].seed.fold(position as u64).uniform());
-            (*row, choice as u32, law.log_prob(choice))
+            Ok((*row, choice as u32, law.log_prob(choice)))
         };
-        Ok(open.logits()?.into_par_iter().zip(&open.rows).map(choose).collect())
+        open.logits()?.into_par_iter().zip(&open.rows).map(choose).collect()
     }
 
     /// Each run of requests for one prompt is read once; how often it is repeated.
