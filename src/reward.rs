@@ -38,6 +38,17 @@ pub trait Reward<S>: Send + Sync {
         batch.iter().map(|(prompt, sample)| self.score(prompt, sample)).collect()
     }
 
+    /// The scores of a batch, in its order, each with a failure of its own; called where failed samples are excluded.
+    ///
+    /// As provided, a batch that fails as a whole (an error, or a wrong number of scores) is scored again sample by
+    /// sample, so that only what fails alone is lost. Override where a scorer knows which sample failed.
+    fn score_each(&self, batch: &[(&Prompt, &S)]) -> Vec<Result<f32, BoxError>> {
+        match self.score_batch(batch) {
+            Ok(scores) if scores.len() == batch.len() => scores.into_iter().map(Ok).collect(),
+            _ => batch.iter().map(|(prompt, sample)| self.score(prompt, sample)).collect(),
+        }
+    }
+
     /// `false` where this reward has no say; the mix leaves it out of that prompt.
     fn applies_to(&self, _prompt: &Prompt) -> bool {
         true
@@ -55,6 +66,10 @@ impl<S, R: Reward<S> + ?Sized> Reward<S> for Box<R> {
 
     fn score_batch(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<f32>, BoxError> {
         (**self).score_batch(batch)
+    }
+
+    fn score_each(&self, batch: &[(&Prompt, &S)]) -> Vec<Result<f32, BoxError>> {
+        (**self).score_each(batch)
     }
 
     fn applies_to(&self, prompt: &Prompt) -> bool {
