@@ -47,6 +47,9 @@ pub enum Combine {
     SumThenNormalise,
     /// Each reward is normalised in its group, then the weighted sum over the step (GDPO; TRL's `normalize_then_sum`).
     NormaliseThenSum,
+    /// As above, of the scores' ranks in their group in place of the scores: only their order counts, and a score far out
+    /// no more than the next best. Equal scores share the mean of their ranks.
+    RankThenSum,
 }
 
 /// How rewards become advantages.
@@ -87,11 +90,12 @@ impl AdvantageConfig {
             return Err(Error::config(format!("advantage.clip is {clip}; give a positive number or leave it out")));
         }
         let plain = self.scale == Scale::Group && self.baseline == Baseline::GroupMean;
-        if self.combine == Combine::NormaliseThenSum && !plain {
-            return Err(Error::config(
-                "advantage.scale and advantage.baseline have no say under normalise_then_sum, which normalises each \
-                 reward in its group and the sum over the step; leave them out",
-            ));
+        if self.combine != Combine::SumThenNormalise && !plain {
+            let name = if self.combine == Combine::RankThenSum { "rank_then_sum" } else { "normalise_then_sum" };
+            return Err(Error::config(format!(
+                "advantage.scale and advantage.baseline have no say under {name}, which normalises each \
+                 reward in its group and the sum over the step; leave them out"
+            )));
         }
         Ok(())
     }
@@ -146,7 +150,7 @@ pub fn combined_advantages(groups: &[Vec<Scores>], weights: &[f32], config: &Adv
             // Summed again from the scores: their f32 total would lose digits that a small deviation brings out.
             normalised(&groups.iter().map(|group| sums(group, weights)).collect::<Vec<_>>(), config)
         }
-        Combine::NormaliseThenSum => {
+        Combine::NormaliseThenSum | Combine::RankThenSum => {
             let sum = |parts: &Vec<f64>| parts.iter().sum::<f64>();
             let parts = normalised_parts(groups, weights, config);
             let sums: Vec<Vec<f64>> = parts.iter().map(|group| group.iter().map(sum).collect()).collect();
@@ -170,7 +174,7 @@ pub fn combined_advantages(groups: &[Vec<Scores>], weights: &[f32], config: &Adv
 pub(crate) fn advantage_shares(groups: &[Vec<Scores>], weights: &[f32], config: &AdvantageConfig) -> Option<Vec<f64>> {
     let parts = match config.combine {
         Combine::SumThenNormalise => centred_parts(groups, weights, config),
-        Combine::NormaliseThenSum => normalised_parts(groups, weights, config),
+        Combine::NormaliseThenSum | Combine::RankThenSum => normalised_parts(groups, weights, config),
     };
     let samples: Vec<&Vec<f64>> = parts.iter().flatten().collect();
     let sums: Vec<f64> = samples.iter().map(|parts| parts.iter().sum()).collect();
@@ -225,9 +229,28 @@ fn centred_parts(groups: &[Vec<Scores>], weights: &[f32], config: &AdvantageConf
     groups.iter().zip(&sums).zip(divisors(&sums, config)).map(of_group).collect()
 }
 
-/// What each reward adds to a sample's sum under normalise-then-sum, `[P][G][K]`.
+/// What each reward adds to a sample's sum under normalise-then-sum, of scores or of ranks, `[P][G][K]`.
 fn normalised_parts(groups: &[Vec<Scores>], weights: &[f32], config: &AdvantageConfig) -> Vec<Vec<Vec<f64>>> {
-    groups.iter().map(|group| parts_of(group, weights, |scores| std_dev(scores) + config.eps)).collect()
+    let parts = |group: &[Scores]| parts_of(group, weights, |scores| std_dev(scores) + config.eps);
+    match config.combine {
+        Combine::RankThenSum => groups.iter().map(|group| parts(&ranked(group))).collect(),
+        _ => groups.iter().map(|group| parts(group)).collect(),
+    }
+}
+
+/// The group with every score replaced by its rank among its reward's scores, from 0; equal scores share their mean rank.
+fn ranked(group: &[Scores]) -> Vec<Scores> {
+    let mut ranks = group.to_vec();
+    for k in 0..group.first().map_or(0, |scores| scores.values.len()) {
+        let all: Vec<f32> = group.iter().filter_map(|scores| scores.values[k]).collect();
+        let rank = |score: f32| {
+            let below = all.iter().filter(|other| **other < score).count();
+            let equal = all.iter().filter(|other| **other == score).count();
+            below as f32 + (equal as f32 - 1.0) / 2.0
+        };
+        ranks.iter_mut().for_each(|scores| scores.values[k] = scores.values[k].map(rank));
+    }
+    ranks
 }
 
 /// `w_k (r_ik − mean_k) / divisor_k` for the samples of a group, `[G][K]`; 0 where a reward is flat or does not apply.
@@ -340,6 +363,19 @@ mod tests {
         assert!((normalised[0] - 0.5).abs() < 1e-4 && (normalised[0] + normalised[1] - 1.0).abs() < 1e-12);
         let flat = [scores(&[[Some(1.0), None]; 3], [1.0, 1.0])];
         assert!(advantage_shares(&flat, &[1.0, 1.0], &AdvantageConfig::default()).is_none());
+    }
+
+    /// Ranks by hand, and what TRL's `normalize_then_sum` makes of them, since that is what the scores then are.
+    #[test]
+    fn ranks_count_order_alone() {
+        let config = AdvantageConfig { combine: Combine::RankThenSum, ..Default::default() };
+        let column = |values: [f32; 4]| scores(&values.map(|value| [Some(value), None]), [1.0, 1.0]);
+        let of = |values| combined_advantages(&[column(values)], &[1.0, 1.0], &config).unwrap();
+        let ranks = AdvantageConfig { combine: Combine::NormaliseThenSum, ..Default::default() };
+        let expected = combined_advantages(&[column([3.0, 0.5, 0.5, 2.0])], &[1.0, 1.0], &ranks).unwrap();
+        assert_eq!(of([1e6, 1.0, 1.0, 2.0]), expected);
+        assert_eq!(of([2.25, -1.0, -1.0, 2.0]), expected, "how far out a score is does not count");
+        assert_eq!(of([4.0; 4]), [[0.0; 4]]);
     }
 
     #[test]

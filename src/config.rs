@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, GroupSize, Objective, OptimConfig, Result};
+use crate::{Error, FailedScores, GroupSize, Objective, OptimConfig, Result};
 
 /// How many prompts and samples a step has, and how they are split to fit memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct RolloutConfig {
     pub max_resamples: usize,
     /// Score on a second thread while the next samples are drawn; does not change them.
     pub overlap: bool,
+    /// What becomes of a sample that a reward cannot judge.
+    pub failed_scores: FailedScores,
 }
 
 impl Default for RolloutConfig {
@@ -36,6 +38,7 @@ impl Default for RolloutConfig {
             parts_at_once: 1,
             max_resamples: 0,
             overlap: true,
+            failed_scores: FailedScores::Error,
         }
     }
 }
@@ -136,6 +139,7 @@ impl TrainConfig {
         if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
             return Err(Error::config(format!("{name} is 0; give at least 1")));
         }
+        rollout.failed_scores.check()?;
         self.objective.check()?;
         self.optim.check()
     }

@@ -69,7 +69,8 @@ impl PromptMeans {
         };
         Self {
             prompts: groups.iter().map(|group| group.prompt.text.clone()).collect(),
-            group_size: groups.first().map_or(0, |group| group.completions.len()),
+            // Also where the rewards could not judge every sample.
+            group_size: groups.first().map_or(0, |group| group.completions.len() + group.excluded.len()),
             rewards: names.iter().enumerate().map(|(column, name)| (name.clone(), of_reward(column))).collect(),
         }
     }

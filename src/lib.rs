@@ -37,6 +37,7 @@ mod advantage;
 mod batch;
 pub mod chart;
 mod checkpoint;
+mod collect;
 mod config;
 mod error;
 mod heat_map;
@@ -72,8 +73,10 @@ pub use optim::{AdamW, OptimConfig, Schedule};
 pub use panel::{before_after, panel};
 pub use policy::{Completion, Gradients, LogProbs, LossGradient, Params, Policy, Request, Sample, Scoring};
 pub use prompt::Prompt;
-pub use reward::{Reward, RewardFn, RewardSet, Scores, reward_fn};
-pub use rollout::{Group, GroupSampler, GroupSize, IndexedPrompt, OverlappedSampler, Rollout};
+pub use reward::{
+    Change, Changed, Failed, FailedScores, Gated, Joined, Joining, Reward, RewardFn, RewardSet, Scores, reward_fn,
+};
+pub use rollout::{Excluded, Group, GroupSampler, GroupSize, IndexedPrompt, OverlappedSampler, Rollout};
 pub use run_folder::RunFolder;
 pub use seed::{Draws, Seed};
 pub use trainer::Trainer;

@@ -191,7 +191,7 @@ mod tests {
         let scores: Vec<Scores> = scores.collect();
         let completion = |_: &Scores| Completion { sample: "a".into(), trace: vec![0], log_probs: vec![-1.0] };
         let completions = scores.iter().map(completion).collect();
-        Group { prompt_idx: 0, prompt: Prompt::new("any"), completions, scores }
+        Group { prompt_idx: 0, prompt: Prompt::new("any"), completions, scores, excluded: Vec::new() }
     }
 
     #[test]
@@ -235,7 +235,13 @@ mod tests {
                 log_probs: vec![-1.0; length],
             };
             let (prompt, completions) = (Prompt::new("any"), traces.iter().map(of).collect());
-            let metrics = terminated(&[Group::<Ended> { prompt_idx: 0, prompt, completions, scores: Vec::new() }]);
+            let metrics = terminated(&[Group::<Ended> {
+                prompt_idx: 0,
+                prompt,
+                completions,
+                scores: Vec::new(),
+                excluded: Vec::new(),
+            }]);
             let names = ["clipped_ratio", "mean_terminated_length", "min_terminated_length", "max_terminated_length"];
             let got = names.map(|name| metrics.get(&format!("completions/{name}")).copied());
             assert_eq!(got, expected.map_or([None; 4], |values| values.map(Some)), "{traces:?}");

@@ -316,9 +316,9 @@ impl Objective {
         }
         match self.advantage.combine {
             Combine::SumThenNormalise => Ok(()),
-            Combine::NormaliseThenSum => Err(Error::config(
-                "kl.place is \"reward\" and advantage.combine is \"normalise_then_sum\", which would scale the KL to a deviation \
-                 of 1, whatever kl_weight says; put the KL in the loss",
+            Combine::NormaliseThenSum | Combine::RankThenSum => Err(Error::config(
+                "kl.place is \"reward\" and advantage.combine normalises each reward first, which would scale the KL to a \
+                 deviation of 1, whatever kl_weight says; put the KL in the loss, or take \"sum_then_normalise\"",
             )),
         }
     }

@@ -8,7 +8,10 @@ use crossbeam_channel::{Receiver, Sender};
 use serde::{Deserialize, Serialize};
 
 use crate::advantage::is_flat;
-use crate::{Combine, Completion, Error, Policy, Prompt, Request, Result, RewardSet, Scores, Seed};
+use crate::reward::message_of;
+use crate::{
+    Combine, Completion, Error, Failed, FailedScores, Policy, Prompt, Request, Result, RewardSet, Scores, Seed,
+};
 
 /// How many samples share a prompt: at least 2, checked while parsing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,10 +60,27 @@ pub struct Group<P: Policy> {
     pub prompt_idx: usize,
     /// The prompt.
     pub prompt: Prompt,
-    /// The samples, `[G]`, in the order of their draws.
+    /// The samples, `[G]`, in the order of their draws; those of [`Group::excluded`] are not among them.
     pub completions: Vec<Completion<P>>,
     /// What each sample was given, `[G]`.
     pub scores: Vec<Scores>,
+    /// Samples that a reward could not judge, in the order of their draws; they count nowhere.
+    pub excluded: Vec<Excluded>,
+}
+
+/// A sample that left its group, because a reward could not judge it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Excluded {
+    /// The prompt's index in the data set.
+    pub prompt_idx: usize,
+    /// Its text.
+    pub prompt: String,
+    /// Which of the prompt's samples it was.
+    pub draw: usize,
+    /// The reward that failed.
+    pub reward: String,
+    /// How.
+    pub why: String,
 }
 
 impl<P: Policy> Group<P> {
@@ -74,12 +94,37 @@ impl<P: Policy> Group<P> {
         self.scores.iter().filter_map(|scores| scores.values.get(reward).copied().flatten()).collect()
     }
 
+    /// Which of the prompt's draws each sample is, `[G]`.
+    pub fn draws(&self) -> Vec<usize> {
+        let n_drawn = self.completions.len() + self.excluded.len();
+        (0..n_drawn).filter(|draw| self.excluded.iter().all(|excluded| excluded.draw != *draw)).collect()
+    }
+
+    /// Takes in what the samples were given, and lets go of those that a reward could not judge.
+    fn judge(&mut self, rows: impl Iterator<Item = Result<Scores, Failed>>) {
+        let drawn = std::mem::take(&mut self.completions);
+        for (draw, (completion, scores)) in drawn.into_iter().zip(rows).enumerate() {
+            match scores {
+                Ok(scores) => {
+                    self.completions.push(completion);
+                    self.scores.push(scores);
+                }
+                Err(Failed { reward, why }) => {
+                    let (prompt_idx, prompt) = (self.prompt_idx, self.prompt.text.clone());
+                    self.excluded.push(Excluded { prompt_idx, prompt, draw, reward, why });
+                }
+            }
+        }
+    }
+
     /// Whether all advantages of the group are 0: the sums are equal or, where rewards are normalised one by one, each is.
     pub(crate) fn teaches_nothing(&self, combine: Combine) -> bool {
         let n_rewards = self.scores.first().map_or(0, |scores| scores.values.len());
         match combine {
             Combine::SumThenNormalise => is_flat(&self.rewards()),
-            Combine::NormaliseThenSum => (0..n_rewards).all(|reward| is_flat(&self.scores_of(reward))),
+            Combine::NormaliseThenSum | Combine::RankThenSum => {
+                (0..n_rewards).all(|reward| is_flat(&self.scores_of(reward)))
+            }
         }
     }
 
@@ -98,6 +143,8 @@ pub type IndexedPrompt<'a> = (usize, &'a Prompt);
 /// Decides where and when prompts become scored groups: here, on threads, ahead of the learner, from a file.
 pub trait Rollout<P: Policy> {
     /// One scored group per prompt, in order. Sample `g` of prompt `i` is drawn from `seed.fold(i).fold(g)`.
+    ///
+    /// A group may be short of samples that a reward could not judge; the trainer leaves out one of fewer than 2.
     fn collect(&mut self, policy: &P, prompts: &[IndexedPrompt<'_>], seed: Seed) -> Result<Vec<Group<P>>>;
 
     /// The rewards' names, in the order of a group's scores.
@@ -130,11 +177,13 @@ struct Plan<S> {
     rewards: Arc<RewardSet<S>>,
     group_size: GroupSize,
     prompts_per_call: usize,
+    failed: FailedScores,
 }
 
 impl<S> Plan<S> {
     fn new(rewards: Arc<RewardSet<S>>, group_size: GroupSize, rows_per_call: usize) -> Self {
-        Self { rewards, group_size, prompts_per_call: (rows_per_call / group_size.get()).max(1) }
+        let prompts_per_call = (rows_per_call / group_size.get()).max(1);
+        Self { rewards, group_size, prompts_per_call, failed: FailedScores::Error }
     }
 
     fn reward_names(&self) -> Vec<String> {
@@ -165,6 +214,7 @@ impl<S> Plan<S> {
             prompt: prompt.clone(),
             completions: completions.by_ref().take(self.group_size.get()).collect(),
             scores: Vec::new(),
+            excluded: Vec::new(),
         };
         Ok(prompts.iter().map(group).collect())
     }
@@ -190,14 +240,35 @@ impl<S> Plan<S> {
     }
 
     /// Scores chunks until there are no more; returns the groups and the seconds it took.
-    fn score_all<P: Policy<Sample = S>>(&self, chunks: &Receiver<Vec<Group<P>>>) -> Result<(Vec<Group<P>>, f64)> {
+    fn score_all<P: Policy<Sample = S>>(
+        &self,
+        chunks: &Receiver<Vec<Group<P>>>,
+        n_prompts: usize,
+    ) -> Result<(Vec<Group<P>>, f64)> {
         let (mut groups, mut scoring) = (Vec::new(), 0.0);
         for chunk in chunks {
             let start = Instant::now();
             groups.extend(self.score(chunk)?);
+            self.check_share(&groups, n_prompts)?;
             scoring += start.elapsed().as_secs_f64();
         }
         Ok((groups, scoring))
+    }
+
+    /// An error where more samples have failed by now than may of all that are asked for: a scorer that is gone is
+    /// noticed at once, and not after as many time-outs as the step has samples.
+    fn check_share<P: Policy>(&self, groups: &[Group<P>], n_prompts: usize) -> Result<()> {
+        let FailedScores::Exclude { max_share } = self.failed else { return Ok(()) };
+        let n_asked = n_prompts * self.group_size.get();
+        let n_failed: usize = groups.iter().map(|group| group.excluded.len()).sum();
+        let last = groups.iter().flat_map(|group| &group.excluded).next_back();
+        let Some(last) = last.filter(|_| n_failed as f64 > max_share * n_asked as f64) else { return Ok(()) };
+        let message = format!(
+            "{n_failed} of {n_asked} samples could not be judged, more than failed_scores.exclude.max_share = \
+             {max_share} allows; the last, draw {} of prompt `{}`: {}",
+            last.draw, last.prompt, last.why
+        );
+        Err(Error::Reward { name: last.reward.clone(), message, source: None })
     }
 
     fn score<P: Policy<Sample = S>>(&self, mut groups: Vec<Group<P>>) -> Result<Vec<Group<P>>> {
@@ -205,9 +276,14 @@ impl<S> Plan<S> {
             .iter()
             .flat_map(|group| group.completions.iter().map(|completion| (&group.prompt, &completion.sample)))
             .collect();
-        let mut scores = self.rewards.score(&batch)?.into_iter();
+        let rows: Vec<Result<Scores, Failed>> = match self.failed {
+            FailedScores::Error => self.rewards.score(&batch)?.into_iter().map(Ok).collect(),
+            FailedScores::Exclude { .. } => self.rewards.score_each(&batch)?,
+        };
+        let mut rows = rows.into_iter();
         for group in &mut groups {
-            group.scores = scores.by_ref().take(group.completions.len()).collect();
+            let n_samples = group.completions.len();
+            group.judge(rows.by_ref().take(n_samples));
         }
         Ok(groups)
     }
@@ -217,6 +293,13 @@ impl<S> GroupSampler<S> {
     /// Groups of `group_size`, at most `rows_per_call` samples at a time (but always whole groups).
     pub fn new(rewards: impl Into<Arc<RewardSet<S>>>, group_size: GroupSize, rows_per_call: usize) -> Self {
         Self { plan: Plan::new(rewards.into(), group_size, rows_per_call), times: BTreeMap::new() }
+    }
+
+    /// What becomes of a sample that a reward cannot judge; an error where this is not called.
+    #[must_use]
+    pub fn on_failed(mut self, failed: FailedScores) -> Self {
+        self.plan.failed = failed;
+        self
     }
 }
 
@@ -230,6 +313,7 @@ impl<P: Policy> Rollout<P> for GroupSampler<P::Sample> {
             sampling += start.elapsed().as_secs_f64();
             let start = Instant::now();
             groups.extend(self.plan.score(sampled)?);
+            self.plan.check_share(&groups, prompts.len())?;
             scoring += start.elapsed().as_secs_f64();
         }
         self.times = BTreeMap::from([("sample".into(), sampling), ("score".into(), scoring)]);
@@ -254,6 +338,13 @@ impl<S> OverlappedSampler<S> {
     pub fn new(rewards: impl Into<Arc<RewardSet<S>>>, group_size: GroupSize, rows_per_call: usize) -> Self {
         Self { plan: Plan::new(rewards.into(), group_size, rows_per_call), times: BTreeMap::new() }
     }
+
+    /// What becomes of a sample that a reward cannot judge; an error where this is not called.
+    #[must_use]
+    pub fn on_failed(mut self, failed: FailedScores) -> Self {
+        self.plan.failed = failed;
+        self
+    }
 }
 
 impl<P: Policy> Rollout<P> for OverlappedSampler<P::Sample> {
@@ -261,10 +352,14 @@ impl<P: Policy> Rollout<P> for OverlappedSampler<P::Sample> {
         let plan = &self.plan;
         let (sampling, scored) = std::thread::scope(|scope| {
             let (to_scorer, chunks) = crossbeam_channel::bounded::<Vec<Group<P>>>(2);
-            let scorer = scope.spawn(move || plan.score_all(&chunks));
+            let scorer = scope.spawn(move || plan.score_all(&chunks, prompts.len()));
             let sampling = plan.sample_all(policy, prompts, seed, &to_scorer);
             drop(to_scorer);
-            (sampling, scorer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            let scored = scorer.join().unwrap_or_else(|panic| {
+                let message = format!("the scoring thread panicked: {}", message_of(panic.as_ref()));
+                Err(Error::Contract { what: "rollout".into(), message })
+            });
+            (sampling, scored)
         });
         let (sampling, (groups, scoring)) = (sampling?, scored?);
         self.times = BTreeMap::from([("sample".into(), sampling), ("score".into(), scoring)]);

@@ -1,10 +1,10 @@
 //! The loop: GRPO's Algorithm 1 (Shao et al., 2024, arXiv 2402.03300) on one screen, [`Trainer::step`].
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::batch::{Batch, ChoiceWeights, ScoredRows, choice_advantages};
 use crate::checkpoint::{Checkpoint, Checkpoints};
+use crate::collect::{Collected, StepPlan};
 use crate::held_out::{Evaluation, HeldOut};
 use crate::memory::PeakMemory;
 use crate::metrics::{Judged, reward_metrics};
@@ -14,7 +14,7 @@ use crate::observe::{
 use crate::progress::{Progress, State};
 use crate::update::Update;
 use crate::{
-    AdamW, BoxError, Error, Group, GroupSampler, GroupSize, IndexedPrompt, Policy, Prompt, Result, RewardSet, Rollout,
+    AdamW, BoxError, Error, Excluded, Group, GroupSampler, GroupSize, Policy, Prompt, Result, RewardSet, Rollout,
     RunFolder, Seed, TrainConfig, combined_advantages, self_check,
 };
 
@@ -83,7 +83,8 @@ impl<P: Policy> Trainer<P> {
     /// Scores `group_size` samples of each of these prompts before, during and after training, with fixed seeds.
     #[must_use]
     pub fn hold_out(mut self, prompts: Vec<Prompt>, rewards: RewardSet<P::Sample>, group_size: GroupSize) -> Self {
-        let sampler = GroupSampler::new(rewards, group_size, self.config.rollout.rows_per_call);
+        let rollout = &self.config.rollout;
+        let sampler = GroupSampler::new(rewards, group_size, rollout.rows_per_call).on_failed(rollout.failed_scores);
         self.held_out = Some(HeldOut::new(prompts, sampler));
         self
     }
@@ -180,7 +181,7 @@ impl<P: Policy> Trainer<P> {
     pub fn step(&mut self) -> Result<()> {
         let clock = Instant::now();
         self.memory.forget();
-        let (groups, mut metrics) = self.collect()?;
+        let Collected { groups, excluded, mut metrics } = self.collect()?;
         self.memory.end_phase("rollout", &mut metrics);
         let objective = &self.config.objective.clone();
         let update = Update {
@@ -221,7 +222,7 @@ impl<P: Policy> Trainer<P> {
             reference: scored.reference.as_deref(),
         });
         let (groups, advantages, positions) = (&groups, &advantages, &applied.positions);
-        self.tell(&Told { metrics, groups, advantages, positions, fault })?;
+        self.tell(&Told { metrics, groups, excluded: &excluded, advantages, positions, fault })?;
         self.progress.check_diverged(self.config.max_skips_in_row, self.n_done - 1, applied.fault.as_deref())
     }
 
@@ -248,6 +249,7 @@ impl<P: Policy> Trainer<P> {
             n_steps: self.config.n_steps,
             metrics: &told.metrics,
             groups: told.groups,
+            excluded: told.excluded,
             advantages: told.advantages,
             reward_names: &self.rollout.reward_names(),
             with_samples: step.is_multiple_of(self.config.log.samples_every) || self.n_done == self.config.n_steps,
@@ -261,42 +263,9 @@ impl<P: Policy> Trainer<P> {
         Ok(())
     }
 
-    /// The step's groups, those of equal rewards replaced as often as the configuration allows, and the phases' times.
-    fn collect(&mut self) -> Result<(Vec<Group<P>>, Metrics)> {
-        let clock = Instant::now();
-        let (n, step) = (self.config.rollout.prompts_per_step, self.n_done);
-        let root = Seed::new(self.config.seed);
-        let seed = root.named("rollout").fold(step as u64);
-        let combine = self.config.objective.advantage.combine;
-        let prompts = batch_of(&self.prompts, n, self.config.seed, step);
-        let mut tried: BTreeSet<usize> = prompts.iter().map(|(idx, _)| *idx).collect();
-        let mut groups = self.rollout.collect(&self.policy, &prompts, seed)?;
-        let mut phases = self.rollout.phase_times();
-        let mut n_resampled = 0;
-        for round in 0..self.config.rollout.max_resamples as u64 {
-            let flat: Vec<usize> = (0..groups.len()).filter(|&at| groups[at].teaches_nothing(combine)).collect();
-            let order = root.named("resample").fold(step as u64).fold(round).draws().permutation(self.prompts.len());
-            let further = order.into_iter().filter(|idx| !tried.contains(idx)).take(flat.len());
-            let further: Vec<IndexedPrompt<'_>> = further.map(|idx| (idx, &self.prompts[idx])).collect();
-            if further.is_empty() {
-                break;
-            }
-            tried.extend(further.iter().map(|(idx, _)| *idx));
-            let replacements = self.rollout.collect(&self.policy, &further, seed)?;
-            self.rollout
-                .phase_times()
-                .into_iter()
-                .for_each(|(name, seconds)| *phases.entry(name).or_default() += seconds);
-            n_resampled += replacements.len();
-            flat.into_iter().zip(replacements).for_each(|(at, group)| groups[at] = group);
-        }
-        let mut metrics: Metrics =
-            phases.into_iter().map(|(phase, seconds)| (format!("time/{phase}_s"), seconds)).collect();
-        metrics.insert("time/rollout_s".into(), clock.elapsed().as_secs_f64());
-        if self.config.rollout.max_resamples > 0 {
-            metrics.insert("resampled_groups".into(), n_resampled as f64);
-        }
-        Ok((groups, metrics))
+    fn collect(&mut self) -> Result<Collected<P>> {
+        StepPlan { config: &self.config, prompts: &self.prompts, step: self.n_done }
+            .collect(self.rollout.as_mut(), &self.policy)
     }
 
     fn after_step(&mut self) -> Result<()> {
@@ -380,6 +349,7 @@ impl<P: Policy> Trainer<P> {
 struct Told<'a, P: Policy> {
     metrics: Metrics,
     groups: &'a [Group<P>],
+    excluded: &'a [Excluded],
     advantages: &'a [Vec<f32>],
     positions: &'a PositionMaps,
     fault: Option<Fault<'a>>,
@@ -389,12 +359,4 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let clock = Instant::now();
     let done = work()?;
     Ok((done, clock.elapsed().as_secs_f64()))
-}
-
-/// The prompts of a step: each epoch is a permutation of its own, cut into whole steps.
-fn batch_of(prompts: &[Prompt], n: usize, seed: u64, step: usize) -> Vec<IndexedPrompt<'_>> {
-    let steps_per_epoch = (prompts.len() / n).max(1);
-    let (epoch, part) = (step / steps_per_epoch, step % steps_per_epoch);
-    let order = Seed::new(seed).named("data").fold(epoch as u64).draws().permutation(prompts.len());
-    order.iter().skip(part * n).take(n).map(|&idx| (idx, &prompts[idx])).collect()
 }

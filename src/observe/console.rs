@@ -55,6 +55,11 @@ impl<P: Policy> Observer<P> for Console {
             let (step, why) = (report.step, fault.why);
             self.say(&format!("step {step}: an update was skipped: {why}; its batch is in skipped/step-{step:05}"));
         }
+        if let Some(last) = report.excluded.last() {
+            let (step, n) = (report.step, report.excluded.len());
+            let by = format!("the last by `{}`: {}", last.reward, last.why);
+            self.say(&format!("step {step}: {n} samples excluded, {by}; all are in excluded/step-{step:05}.jsonl"));
+        }
         if let Some(bar) = &self.bar {
             bar.set_message(line.clone());
             bar.inc(1);

@@ -15,7 +15,7 @@ pub use sample_files::SampleFiles;
 use image::RgbImage;
 
 use crate::heat_map::heat_map;
-use crate::{BoxError, Group, Policy};
+use crate::{BoxError, Excluded, Group, Policy};
 
 /// Metrics of one step by name, in name order; the names are documented in `src/docs/metrics.md`.
 pub type Metrics = BTreeMap<String, f64>;
@@ -41,6 +41,8 @@ pub struct StepReport<'a, P: Policy> {
     pub metrics: &'a Metrics,
     /// The step's samples with their scores.
     pub groups: &'a [Group<P>],
+    /// The step's samples that a reward could not judge, also of groups that were left out because of it.
+    pub excluded: &'a [Excluded],
     /// The advantage of every sample, in the groups' order.
     pub advantages: &'a [Vec<f32>],
     /// Names of the rewards, in the order of the scores.

@@ -12,7 +12,7 @@ use crate::{BoxError, Error, Group, Policy, Result, RunFolder, Sample};
 /// Logged samples as files: `samples/step-N/` with the pictures, a panel, maps and `samples.jsonl`.
 ///
 /// A step whose update was skipped leaves all of its samples in `skipped/step-N/`, with `why.txt` and the
-/// replayed log-probs.
+/// replayed log-probs. Samples that a reward could not judge are named in `excluded/step-N.jsonl`.
 pub struct SampleFiles {
     run: RunFolder,
     n_groups: usize,
@@ -31,6 +31,12 @@ impl<P: Policy> Observer<P> for SampleFiles {
             let folder = made(self.run.path().join(format!("skipped/step-{:05}", report.step)))?;
             write_groups(&folder, report.groups, report.advantages, report.reward_names)?;
             write_fault(&folder, fault)?;
+        }
+        if !report.excluded.is_empty() {
+            let folder = made(self.run.path().join("excluded"))?;
+            let lines = report.excluded.iter().map(|sample| Ok(serde_json::to_string(sample)? + "\n"));
+            let lines = lines.collect::<Result<String, BoxError>>()?;
+            crate::checkpoint::write_synced(&folder.join(format!("step-{:05}.jsonl", report.step)), lines.as_bytes())?;
         }
         if !report.with_samples {
             return Ok(());
@@ -80,7 +86,7 @@ fn write_groups<P: Policy>(
     }
     let mut lines = String::new();
     for (row, group) in groups.iter().enumerate() {
-        for (draw, completion) in group.completions.iter().enumerate() {
+        for (at, (draw, completion)) in group.draws().into_iter().zip(&group.completions).enumerate() {
             let mut line = json!({"prompt_idx": group.prompt_idx, "prompt": group.prompt.text, "draw": draw});
             if let Some(picture) = completion.sample.picture() {
                 let file = format!("{:05}-{draw:02}.png", group.prompt_idx);
@@ -90,8 +96,8 @@ fn write_groups<P: Policy>(
             if let Some(text) = completion.sample.text() {
                 line["text"] = json!(text);
             }
-            line["advantage"] = json!(advantages.get(row).and_then(|row| row.get(draw)));
-            if let Some(scores) = group.scores.get(draw) {
+            line["advantage"] = json!(advantages.get(row).and_then(|row| row.get(at)));
+            if let Some(scores) = group.scores.get(at) {
                 line["reward"] = json!(scores.total);
                 let by_name: Map<String, Value> =
                     names.iter().zip(&scores.values).map(|(name, score)| (name.clone(), json!(score))).collect();
