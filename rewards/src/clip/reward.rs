@@ -1,7 +1,6 @@
 //! Two towers, their sidecar, and the cosine between them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -10,7 +9,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use super::{CONTEXT, Preprocess, Tokenizer};
-use crate::onnx::{Element, Input, Output, Port, Session};
+use crate::onnx::{Dim, Element, Input, Interface, Output, Port, Precision, Session, SessionOptions};
 
 /// Images per run of the tower: on a CPU larger batches are no faster, and memory stays bounded.
 const IMAGE_BATCH: usize = 32;
@@ -64,23 +63,17 @@ pub struct ClipReward {
 impl ClipReward {
     /// Loads `image.onnx`, `text.onnx` and `clip.json` from a folder made by `rewards/export/export_clip.py`.
     pub fn load(folder: &Path) -> Result<Self> {
-        Self::load_with_threads(folder, all_threads())
+        Self::load_with(folder, &SessionOptions::default())
     }
 
-    /// As [`ClipReward::load`], with this many threads for each tower.
-    pub fn load_with_threads(folder: &Path, threads: NonZeroUsize) -> Result<Self> {
+    /// As [`ClipReward::load`], on this device.
+    pub fn load_with(folder: &Path, options: &SessionOptions) -> Result<Self> {
         let path = folder.join("clip.json");
         let text = std::fs::read_to_string(&path).map_err(|error| {
             Error::file(&path, format!("{error}; a model folder holds image.onnx, text.onnx and clip.json"))
         })?;
         let sidecar = read_sidecar(&path, &text)?;
-        let images = folder.join("image.onnx");
-        let texts = folder.join("text.onnx");
-        Self::build(
-            sidecar,
-            |ports| Session::from_file(&images, ports, threads),
-            |ports| Session::from_file(&texts, ports, threads),
-        )
+        Self::build(sidecar, |file, interface| Session::from_file(&folder.join(file), &interface, options))
     }
 
     /// The embedded miniature CLIP of the shapes world, named `clip`; see `rewards/models/README.md` for what it knows.
@@ -105,22 +98,28 @@ impl ClipReward {
         .load()
     }
 
-    fn build(
-        sidecar: Sidecar,
-        images: impl FnOnce([Port<'_>; 2]) -> Result<Session>,
-        texts: impl FnOnce([Port<'_>; 2]) -> Result<Session>,
-    ) -> Result<Self> {
+    fn build(sidecar: Sidecar, session: impl Fn(&str, Interface<'_>) -> Result<Session>) -> Result<Self> {
         let Sidecar { image_size, context, embed_dim, .. } = sidecar;
-        let side = Some(image_size);
-        let embedding: &[Option<usize>] = &[None, Some(embed_dim)];
-        let images = images([
-            Port { name: "pixel_values", element: Element::F32, shape: &[None, Some(3), side, side] },
-            Port { name: "image_embeds", element: Element::F32, shape: embedding },
-        ])?;
-        let texts = texts([
-            Port { name: "input_ids", element: Element::I64, shape: &[None, Some(context)] },
-            Port { name: "text_embeds", element: Element::F32, shape: embedding },
-        ])?;
+        let side = Dim::Is(image_size);
+        let [pixels, ids, embedding]: [&[Dim]; 3] =
+            [&[Dim::Free, Dim::Is(3), side, side], &[Dim::Free, Dim::Is(context)], &[Dim::Free, Dim::Is(embed_dim)]];
+        let port = |name, element, shape| Port { name, element, shape: Some(shape) };
+        let images = session(
+            "image.onnx",
+            Interface {
+                inputs: &[port("pixel_values", Element::F32, pixels)],
+                outputs: &[port("image_embeds", Element::F32, embedding)],
+                precision: Precision::Fp32,
+            },
+        )?;
+        let texts = session(
+            "text.onnx",
+            Interface {
+                inputs: &[port("input_ids", Element::I64, ids)],
+                outputs: &[port("text_embeds", Element::F32, embedding)],
+                precision: Precision::Fp32,
+            },
+        )?;
         Ok(Self { sidecar, images, texts, tokenizer: Tokenizer::new(), cache: Mutex::new(BTreeMap::new()) })
     }
 
@@ -138,7 +137,7 @@ impl ClipReward {
             for image in chunk {
                 self.sidecar.preprocess.append(image, size, &mut pixels)?;
             }
-            let output = self.images.run(Input::F32(&pixels, &[chunk.len(), 3, size, size]))?;
+            let output = self.images.run_one(Input::F32(&pixels, &[chunk.len(), 3, size, size]))?;
             embeddings.extend(self.rows("image_embeds", &output, chunk.len())?);
         }
         Ok(embeddings)
@@ -149,7 +148,7 @@ impl ClipReward {
         let mut embeddings = Vec::with_capacity(texts.len());
         for chunk in texts.chunks(TEXT_BATCH) {
             let ids: Vec<i64> = chunk.iter().flat_map(|text| self.tokenizer.ids(text)).collect();
-            let output = self.texts.run(Input::I64(&ids, &[chunk.len(), CONTEXT]))?;
+            let output = self.texts.run_one(Input::I64(&ids, &[chunk.len(), CONTEXT]))?;
             embeddings.extend(self.rows("text_embeds", &output, chunk.len())?);
         }
         Ok(embeddings)
@@ -208,14 +207,12 @@ struct Embedded {
 
 impl Embedded {
     fn load(self) -> Result<ClipReward> {
-        let path = |file| PathBuf::from(self.folder).join(file);
+        let path = |file: &str| PathBuf::from(self.folder).join(file);
         let sidecar = read_sidecar(&path("clip.json"), self.sidecar)?;
-        let label = |file| path(file).display().to_string();
-        ClipReward::build(
-            sidecar,
-            |ports| Session::from_bytes(&label("image.onnx"), self.images, ports, all_threads()),
-            |ports| Session::from_bytes(&label("text.onnx"), self.texts, ports, all_threads()),
-        )
+        ClipReward::build(sidecar, |file, interface| {
+            let bytes = if file == "image.onnx" { self.images } else { self.texts };
+            Session::from_bytes(&path(file), bytes, &interface, &SessionOptions::default())
+        })
     }
 }
 
@@ -229,10 +226,6 @@ fn read_sidecar(path: &Path, text: &str) -> Result<Sidecar> {
         return Err(Error::file(path, "name, image_size or embed_dim is empty; give a name and sizes of at least 1"));
     }
     Ok(sidecar)
-}
-
-fn all_threads() -> NonZeroUsize {
-    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// The cosine, summed in f64; the towers normalise, yet a foreign export may not.

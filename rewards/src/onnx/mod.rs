@@ -2,7 +2,10 @@
 //!
 //! Everything here returns an error where the library is missing, too old or refuses a model; nothing panics.
 
+mod guard;
+mod options;
 pub mod runtime;
 mod session;
 
-pub use session::{Element, Input, Output, Port, Session};
+pub use options::{Cuda, OpenVino, OpenVinoPrecision, Precision, Provider, SessionOptions};
+pub use session::{Dim, Element, Input, Interface, Output, Port, Session};

@@ -63,14 +63,15 @@ pub fn open(library: &Path) -> Result<()> {
     }
 }
 
-/// The process's environment, opened on first use.
-pub(super) fn environment() -> Result<Environment> {
+/// The process's environment, opened on first use, and the library it came from.
+pub(super) fn environment() -> Result<(Environment, PathBuf)> {
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(first) = opened.as_ref() {
-        return Ok(first.environment.clone());
+        return Ok((first.environment.clone(), first.library.clone()));
     }
     let first = start(Lookup::from_env().find_or_fetch(&tell)?)?;
-    Ok(opened.insert(first).environment.clone())
+    let first = opened.insert(first);
+    Ok((first.environment.clone(), first.library.clone()))
 }
 
 fn start(library: PathBuf) -> Result<Opened> {

@@ -1,22 +1,48 @@
-//! One model with one input and one output, checked when it is loaded.
+//! One model, its named inputs and outputs checked when it is loaded.
 
-use std::num::NonZeroUsize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use grpo::{Error, Result};
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{Outlet, Tensor, TensorElementType, TensorRef, ValueType};
+use half::f16;
+use ort::session::builder::SessionBuilder;
+use ort::session::{OutputSelector, RunOptions, SessionInputValue};
+use ort::value::{DynValue, Outlet, Tensor, TensorElementType, TensorRef, ValueType};
 
-use super::runtime;
+use super::guard::guarded;
+use super::{Precision, SessionOptions};
 
-/// The element type of a port.
+/// What a port's numbers are given or read as; the model may store the narrower kinds named here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// 32-bit floats.
+    /// 32-bit floats; a model of 16-bit ones is given them rounded.
     F32,
-    /// 64-bit integers.
+    /// 64-bit integers; a model of 32-bit ones or of truth values is given them so.
     I64,
+    /// Bytes.
+    U8,
+}
+
+impl Element {
+    fn stored(self) -> &'static [TensorElementType] {
+        match self {
+            Self::F32 => &[TensorElementType::Float32, TensorElementType::Float16],
+            Self::I64 => &[TensorElementType::Int64, TensorElementType::Int32, TensorElementType::Bool],
+            Self::U8 => &[TensorElementType::Uint8],
+        }
+    }
+}
+
+/// One dimension of a port as the caller needs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// Must be free in the model, as a batch is.
+    Free,
+    /// Must take this size.
+    Is(usize),
+    /// May be anything; the caller looks at what comes.
+    Any,
 }
 
 /// A named input or output as the caller needs it.
@@ -24,10 +50,21 @@ pub enum Element {
 pub struct Port<'a> {
     /// Its name in the graph.
     pub name: &'a str,
-    /// Its element type.
+    /// Its numbers.
     pub element: Element,
-    /// Its shape; `None` is a dimension that must be dynamic in the model, the batch.
-    pub shape: &'a [Option<usize>],
+    /// Its shape; `None` where any number of dimensions will do.
+    pub shape: Option<&'a [Dim]>,
+}
+
+/// A model as the caller needs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Interface<'a> {
+    /// All its inputs, in any order.
+    pub inputs: &'a [Port<'a>],
+    /// The outputs that are wanted; others may exist and are not computed.
+    pub outputs: &'a [Port<'a>],
+    /// What its weights are stored in.
+    pub precision: Precision,
 }
 
 /// What a run is given: values in row-major order and their shape.
@@ -37,6 +74,8 @@ pub enum Input<'a> {
     F32(&'a [f32], &'a [usize]),
     /// Integers of this shape.
     I64(&'a [i64], &'a [usize]),
+    /// Bytes of this shape.
+    U8(&'a [u8], &'a [usize]),
 }
 
 /// What a run gave: values in row-major order and their shape.
@@ -44,7 +83,7 @@ pub enum Input<'a> {
 pub struct Output {
     /// The shape.
     pub shape: Vec<usize>,
-    /// The values.
+    /// The values; integers beyond 2^24 would be rounded, so those are an error.
     pub values: Vec<f32>,
 }
 
@@ -54,126 +93,210 @@ pub struct Session {
     /// ONNX Runtime wants a session for itself while it runs.
     inner: Mutex<ort::session::Session>,
     source: PathBuf,
-    input: String,
-    output: String,
+    /// What the model stores each input as.
+    inputs: BTreeMap<String, TensorElementType>,
+    outputs: Vec<String>,
 }
 
 impl Session {
     /// Loads a model file; weights in a second file beside it (external data) are found there.
-    pub fn from_file(path: &Path, ports: [Port<'_>; 2], threads: NonZeroUsize) -> Result<Self> {
+    ///
+    /// Nothing but the ports is checked: a file that came from elsewhere goes through [`super::Folder`].
+    pub fn from_file(path: &Path, interface: &Interface<'_>, options: &SessionOptions) -> Result<Self> {
         if !path.is_file() {
             return Err(Error::file(path, "there is no such file; export the model first (rewards/export)"));
         }
-        Self::load(path, ports, threads, |builder| builder.commit_from_file(path))
+        Self::load(path, interface, options, |builder| builder.commit_from_file(path))
     }
 
     /// Loads a model from memory; `label` stands for its path in errors.
-    pub fn from_bytes(label: &str, bytes: &[u8], ports: [Port<'_>; 2], threads: NonZeroUsize) -> Result<Self> {
-        Self::load(Path::new(label), ports, threads, |builder| builder.commit_from_memory(bytes))
+    pub fn from_bytes(label: &Path, bytes: &[u8], interface: &Interface<'_>, options: &SessionOptions) -> Result<Self> {
+        Self::load(label, interface, options, |builder| builder.commit_from_memory(bytes))
     }
 
     fn load(
         source: &Path,
-        [input, output]: [Port<'_>; 2],
-        threads: NonZeroUsize,
+        interface: &Interface<'_>,
+        options: &SessionOptions,
         commit: impl FnOnce(&mut SessionBuilder) -> ort::Result<ort::session::Session>,
     ) -> Result<Self> {
-        let mut builder = builder(threads)?;
-        let inner = commit(&mut builder).map_err(|error| {
-            let remedy = "export it again, or copy it anew together with its data file";
-            Error::file(source, format!("not a model that onnx runtime can read: {error}; {remedy}"))
+        let mut builder = options.builder(interface.precision)?;
+        let inner = guarded(source, || {
+            commit(&mut builder).map_err(|error| {
+                let remedy = "export it again, or copy it anew together with its data file";
+                Error::file(source, format!("not a model that onnx runtime can read: {error}; {remedy}"))
+            })
         })?;
-        check_port(source, "input", inner.inputs(), &input)?;
-        check_port(source, "output", inner.outputs(), &output)?;
-        Ok(Self {
-            inner: Mutex::new(inner),
-            source: source.into(),
-            input: input.name.into(),
-            output: output.name.into(),
+        let inputs = check_ports(source, "input", inner.inputs(), interface.inputs)?;
+        if let Some(more) = inner.inputs().iter().find(|outlet| !inputs.contains_key(outlet.name())) {
+            let known: Vec<&str> = interface.inputs.iter().map(|port| port.name).collect();
+            let message = format!("the model also needs input `{}`; only {known:?} are given", more.name());
+            return Err(Error::file(source, message));
+        }
+        let outputs = check_ports(source, "output", inner.outputs(), interface.outputs)?;
+        Ok(Self { inner: Mutex::new(inner), source: source.into(), inputs, outputs: outputs.into_keys().collect() })
+    }
+
+    /// Runs the model once on all its inputs; gives the wanted outputs by name.
+    pub fn run(&self, inputs: &[(&str, Input<'_>)]) -> Result<BTreeMap<String, Output>> {
+        let given = inputs.iter().map(|&(name, input)| Ok((name, self.value(name, input)?)));
+        let given = given.collect::<Result<Vec<(&str, SessionInputValue<'_>)>>>()?;
+        let wanted = self.outputs.iter().fold(OutputSelector::no_default(), |wanted, name| wanted.with(name));
+        let options = RunOptions::new().map_err(|error| self.failed(&error))?.with_outputs(wanted);
+        guarded(&self.source, || {
+            let mut session = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let outputs = session.run_with_options(given, &options).map_err(|error| self.failed(&error))?;
+            let read = |name: &String| {
+                let missing = || Error::file(&self.source, format!("the model returned no `{name}`"));
+                Ok((name.clone(), self.output(name, outputs.get(name).ok_or_else(missing)?)?))
+            };
+            self.outputs.iter().map(read).collect()
         })
     }
 
-    /// Runs the model once.
-    pub fn run(&self, input: Input<'_>) -> Result<Output> {
-        let failed = |error: ort::Error| Error::file(&self.source, format!("the model failed: {error}"));
-        let mut session = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let outputs = match input {
-            Input::F32(values, shape) => {
-                let tensor = TensorRef::from_array_view((dims(shape), values)).map_err(failed)?;
-                session.run(ort::inputs![self.input.as_str() => tensor])
-            }
-            Input::I64(values, shape) => {
-                let tensor = Tensor::from_array((dims(shape), values.to_vec())).map_err(failed)?;
-                session.run(ort::inputs![self.input.as_str() => tensor])
-            }
-        }
-        .map_err(failed)?;
-        let output = outputs
-            .get(self.output.as_str())
-            .ok_or_else(|| Error::file(&self.source, format!("the model returned no `{}`", self.output)))?;
-        let (shape, values) = output.try_extract_tensor::<f32>().map_err(failed)?;
-        let shape = shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect();
-        Ok(Output { shape, values: values.to_vec() })
+    /// Runs a model of one input and one output once.
+    pub fn run_one(&self, input: Input<'_>) -> Result<Output> {
+        let name = self.inputs.keys().next().map_or("", String::as_str);
+        let mut outputs = self.run(&[(name, input)])?;
+        outputs.pop_first().map(|(_, output)| output).ok_or_else(|| Error::file(&self.source, "no output is wanted"))
     }
-}
 
-fn builder(threads: NonZeroUsize) -> Result<SessionBuilder> {
-    let environment = runtime::environment()?;
-    let refused = |error: ort::Error| Error::config(format!("onnx runtime refused its session options: {error}"));
-    let builder = ort::session::Session::builder(&environment).map_err(refused)?;
-    let builder =
-        builder.with_optimization_level(GraphOptimizationLevel::All).map_err(|error| refused(error.into()))?;
-    let builder = builder.with_intra_threads(threads.get()).map_err(|error| refused(error.into()))?;
-    // Idle workers that spin would take the cores from the policy, which is sampling the next group meanwhile.
-    builder.with_intra_op_spinning(false).map_err(|error| refused(error.into()))
+    fn failed(&self, error: &ort::Error) -> Error {
+        Error::file(&self.source, format!("the model failed: {error}"))
+    }
+
+    /// The input in the kind that the model stores.
+    fn value<'v>(&self, name: &str, input: Input<'v>) -> Result<SessionInputValue<'v>> {
+        use TensorElementType as Stored;
+        let unknown = || {
+            let known: Vec<&String> = self.inputs.keys().collect();
+            Error::file(&self.source, format!("the model has no input `{name}`; its inputs are {known:?}"))
+        };
+        let stored = *self.inputs.get(name).ok_or_else(unknown)?;
+        let failed = |error: ort::Error| self.failed(&error);
+        Ok(match (input, stored) {
+            (Input::F32(values, shape), Stored::Float32) => {
+                TensorRef::from_array_view((dims(shape), values)).map_err(failed)?.into()
+            }
+            (Input::F32(values, shape), Stored::Float16) => {
+                let halves: Vec<f16> = values.iter().map(|&value| f16::from_f32(value)).collect();
+                Tensor::from_array((dims(shape), halves)).map_err(failed)?.into()
+            }
+            (Input::I64(values, shape), Stored::Int64) => {
+                TensorRef::from_array_view((dims(shape), values)).map_err(failed)?.into()
+            }
+            (Input::I64(values, shape), Stored::Int32) => {
+                let narrow: Result<Vec<i32>, _> = values.iter().map(|&value| i32::try_from(value)).collect();
+                let narrow = narrow.map_err(|error| Error::file(&self.source, format!("input `{name}`: {error}")))?;
+                Tensor::from_array((dims(shape), narrow)).map_err(failed)?.into()
+            }
+            (Input::I64(values, shape), Stored::Bool) => {
+                let truths: Vec<bool> = values.iter().map(|&value| value != 0).collect();
+                Tensor::from_array((dims(shape), truths)).map_err(failed)?.into()
+            }
+            (Input::U8(values, shape), Stored::Uint8) => {
+                TensorRef::from_array_view((dims(shape), values)).map_err(failed)?.into()
+            }
+            (_, stored) => {
+                let message = format!("input `{name}` is stored as {stored}; the run gave it another kind");
+                return Err(Error::file(&self.source, message));
+            }
+        })
+    }
+
+    fn output(&self, name: &str, value: &DynValue) -> Result<Output> {
+        use TensorElementType as Stored;
+        let stored = match value.dtype() {
+            ValueType::Tensor { ty, .. } => *ty,
+            other => return Err(Error::file(&self.source, format!("output `{name}` is {other}, not a tensor"))),
+        };
+        let failed = |error: ort::Error| self.failed(&error);
+        let (shape, values) = match stored {
+            Stored::Float32 => {
+                let (shape, values) = value.try_extract_tensor::<f32>().map_err(failed)?;
+                (shape, values.to_vec())
+            }
+            Stored::Float16 => {
+                let (shape, values) = value.try_extract_tensor::<f16>().map_err(failed)?;
+                (shape, values.iter().map(|value| value.to_f32()).collect())
+            }
+            Stored::Int64 => {
+                let (shape, values) = value.try_extract_tensor::<i64>().map_err(failed)?;
+                (shape, values.iter().map(|&value| self.exact(name, value)).collect::<Result<_>>()?)
+            }
+            Stored::Int32 => {
+                let (shape, values) = value.try_extract_tensor::<i32>().map_err(failed)?;
+                (shape, values.iter().map(|&value| self.exact(name, i64::from(value))).collect::<Result<_>>()?)
+            }
+            Stored::Bool => {
+                let (shape, values) = value.try_extract_tensor::<bool>().map_err(failed)?;
+                (shape, values.iter().map(|&value| f32::from(value)).collect())
+            }
+            Stored::Uint8 => {
+                let (shape, values) = value.try_extract_tensor::<u8>().map_err(failed)?;
+                (shape, values.iter().map(|&value| f32::from(value)).collect())
+            }
+            other => {
+                return Err(Error::file(&self.source, format!("output `{name}` is of {other}, which is not read")));
+            }
+        };
+        let shape = shape.iter().map(|&dim| usize::try_from(dim).unwrap_or(0)).collect();
+        Ok(Output { shape, values })
+    }
+
+    fn exact(&self, name: &str, value: i64) -> Result<f32> {
+        if value.unsigned_abs() <= 1 << 24 {
+            return Ok(value as f32);
+        }
+        Err(Error::file(&self.source, format!("output `{name}` holds {value}; integers up to 2^24 are read")))
+    }
 }
 
 fn dims(shape: &[usize]) -> Vec<i64> {
     shape.iter().map(|&dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect()
 }
 
-/// That the model has this one port and no other.
-fn check_port(source: &Path, kind: &str, found: &[Outlet], wanted: &Port<'_>) -> Result<()> {
-    let names: Vec<&str> = found.iter().map(Outlet::name).collect();
-    let [outlet] = found else {
-        return Err(Error::file(
-            source,
-            format!("the model's {kind}s are {names:?}; expected `{}` alone", wanted.name),
-        ));
+/// That the model has these ports; what it stores each as.
+fn check_ports(
+    source: &Path,
+    kind: &str,
+    found: &[Outlet],
+    wanted: &[Port<'_>],
+) -> Result<BTreeMap<String, TensorElementType>> {
+    let check = |port: &Port<'_>| {
+        let outlet = found.iter().find(|outlet| outlet.name() == port.name).ok_or_else(|| {
+            let names: Vec<&str> = found.iter().map(Outlet::name).collect();
+            Error::file(source, format!("the model's {kind}s are {names:?}; expected `{}`", port.name))
+        })?;
+        Ok((port.name.to_string(), check_port(source, kind, outlet, port)?))
     };
-    if outlet.name() != wanted.name {
-        return Err(Error::file(source, format!("the model's {kind} is {names:?}; expected `{}`", wanted.name)));
-    }
-    let element = match wanted.element {
-        Element::F32 => TensorElementType::Float32,
-        Element::I64 => TensorElementType::Int64,
-    };
-    let shape = match outlet.dtype() {
-        ValueType::Tensor { ty, shape, .. } if *ty == element => shape,
+    wanted.iter().map(check).collect()
+}
+
+fn check_port(source: &Path, kind: &str, outlet: &Outlet, wanted: &Port<'_>) -> Result<TensorElementType> {
+    let (stored, shape) = match outlet.dtype() {
+        ValueType::Tensor { ty, shape, .. } if wanted.element.stored().contains(ty) => (*ty, shape),
         other => {
             let message = format!("{kind} `{}` is {other:?}; expected a tensor of {:?}", wanted.name, wanted.element);
             return Err(Error::file(source, message));
         }
     };
-    let fits = |(&have, want): (&i64, &Option<usize>)| match want {
-        None => have < 0,
-        Some(want) => have < 0 || usize::try_from(have).is_ok_and(|have| have == *want),
+    let Some(dims) = wanted.shape else { return Ok(stored) };
+    let fits = |(&have, want): (&i64, &Dim)| match want {
+        Dim::Any => true,
+        Dim::Free => have < 0,
+        Dim::Is(size) => have < 0 || usize::try_from(have).is_ok_and(|have| have == *size),
     };
-    if shape.len() == wanted.shape.len() && shape.iter().zip(wanted.shape).all(fits) {
-        return Ok(());
+    if shape.len() == dims.len() && shape.iter().zip(dims).all(fits) {
+        return Ok(stored);
     }
-    Err(Error::file(
-        source,
-        format!(
-            "{kind} `{}` has shape {}; expected {}, where -1 is the dynamic batch",
-            wanted.name,
-            shown(shape.iter().copied()),
-            shown(wanted.shape.iter().map(|dim| dim.map_or(-1, |dim| i64::try_from(dim).unwrap_or(i64::MAX))))
-        ),
-    ))
-}
-
-fn shown(shape: impl Iterator<Item = i64>) -> String {
-    let dims: Vec<String> = shape.map(|dim| dim.to_string()).collect();
-    format!("[{}]", dims.join(", "))
+    let have: Vec<String> = shape.iter().map(|&dim| if dim < 0 { "free".into() } else { dim.to_string() }).collect();
+    let want = dims.iter().map(|dim| match dim {
+        Dim::Any => "any".into(),
+        Dim::Free => "free".into(),
+        Dim::Is(size) => size.to_string(),
+    });
+    let want: Vec<String> = want.collect();
+    let (have, want) = (have.join(", "), want.join(", "));
+    Err(Error::file(source, format!("{kind} `{}` has shape [{have}]; expected [{want}]", wanted.name)))
 }
