@@ -177,40 +177,49 @@ fn scores_do_not_depend_on_count_or_order() {
     assert!(clip.score_batch(&[]).unwrap().is_empty());
 }
 
-/// A copy of the committed model with one file replaced; the error of loading it.
-fn error_with(file: &str, contents: &[u8]) -> String {
+/// The error of loading a copy of the committed model whose `reward.toml` has another text.
+fn error_with(from: &str, to: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clip");
-    for name in ["image.onnx", "text.onnx", "clip.json"] {
+    for name in ["image.onnx", "text.onnx"] {
         std::fs::copy(models.join(name), folder.path().join(name)).unwrap();
     }
-    std::fs::write(folder.path().join(file), contents).unwrap();
+    let text = std::fs::read_to_string(models.join("reward.toml")).unwrap();
+    assert!(text.contains(from), "{from}");
+    std::fs::write(folder.path().join("reward.toml"), text.replace(from, to)).unwrap();
     ClipReward::load(folder.path()).unwrap_err().to_string()
 }
 
-fn sidecar_with(from: &str, to: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/clip/clip.json");
-    let text = std::fs::read_to_string(path).unwrap();
-    assert!(text.contains(from), "{from}");
-    text.replace(from, to).into_bytes()
+#[test]
+fn a_manifest_that_does_not_agree_with_its_files_is_named() {
+    let check = |error: String, parts: &[&str]| assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    check(
+        error_with("image_size = 64", "image_size = 224"),
+        &["image.onnx", "[free, 3, 64, 64]", "expected [free, 3, 224, 224]"],
+    );
+    check(error_with("embed_dim = 128", "embed_dim = 0"), &["reward.toml", "embed_dim is 0; give 1 to 65536"]);
+    check(error_with("pil-bicubic", "pillow"), &["reward.toml", "unknown variant `pillow`", "line 8"]);
+    check(error_with("[scorer.clip]", "[scorer.clap]"), &["reward.toml", "unknown variant `clap`"]);
+    check(error_with("logit_scale = 71.4881", "logit_scale = nan"), &["logit_scale is NaN; give a finite number"]);
+    let error = ClipReward::load(Path::new("nowhere")).unwrap_err().to_string();
+    check(error, &["nowhere/reward.toml", "a reward's folder holds reward.toml beside its .onnx files"]);
 }
 
 #[test]
-fn files_that_do_not_agree_are_named() {
-    let check = |error: String, parts: &[&str]| assert!(parts.iter().all(|part| error.contains(part)), "{error}");
-    check(error_with("image.onnx", b"junk"), &["image.onnx", "not a model that onnx runtime can read"]);
-    check(
-        error_with("clip.json", &sidecar_with("\"image_size\": 64", "\"image_size\": 224")),
-        &["image.onnx", "[free, 3, 64, 64]", "expected [free, 3, 224, 224]"],
-    );
-    check(
-        error_with("clip.json", &sidecar_with("\"embed_dim\": 128", "\"embed_dim\": 0")),
-        &["clip.json", "embed_dim"],
-    );
-    check(error_with("clip.json", &sidecar_with("pil_u8", "pillow")), &["clip.json", "unknown variant `pillow`"]);
-    check(error_with("clip.json", &sidecar_with("\"context\": 77", "\"context\": 64")), &["context is 64"]);
-    let error = ClipReward::load(Path::new("nowhere")).unwrap_err().to_string();
-    check(error, &["clip.json", "a model folder holds image.onnx, text.onnx and clip.json"]);
+fn only_the_picture_that_cannot_be_judged_fails() {
+    let clip = ClipReward::tiny().unwrap();
+    let images = [patterned(64, 64), RgbImage::new(0, 5), RgbImage::new(8193, 1), patterned(32, 64)];
+    let prompt = Prompt::new("a photo of a red circle");
+    let batch: Vec<(&Prompt, &RgbImage)> = images.iter().map(|image| (&prompt, image)).collect();
+    let scores = clip.score_each(&batch);
+    let text = |at: usize| scores[at].as_ref().unwrap_err().to_string();
+    assert_eq!(text(1), "an image of 0x5 cannot be judged; every side must be at least 1 and at most 8192");
+    assert!(text(2).contains("8193x1"), "{}", text(2));
+    for at in [0, 3] {
+        let alone = clip.score(&prompt, &images[at]).unwrap();
+        assert!((scores[at].as_ref().unwrap() - alone).abs() < 1e-5);
+    }
+    assert!(clip.score_batch(&batch).is_err());
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //!
 //! - `image.onnx`: `pixel_values`, f32 `[batch, 3, S, S]` → `image_embeds`, f32 `[batch, D]`;
 //! - `text.onnx`: `input_ids`, i64 `[batch, 77]` → `text_embeds`, f32 `[batch, D]`;
-//! - `clip.json`: the [`Sidecar`].
+//! - `reward.toml`: the [`Manifest`](crate::onnx::Manifest), with [`ClipScorer`].
 //!
 //! The score is the raw cosine of the two embeddings. Deviations from published tables: HPSv2's are multiplied by 100,
 //! CLIPScore's by 2.5 and cut at 0; neither changes a group's order.
@@ -16,5 +16,5 @@ mod reward;
 mod tokenizer;
 
 pub use preprocess::Preprocess;
-pub use reward::{ClipReward, Sidecar};
+pub use reward::{ClipReward, ClipScorer};
 pub use tokenizer::{CONTEXT, Tokenizer};

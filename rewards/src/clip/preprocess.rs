@@ -15,13 +15,15 @@ const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 ///
 /// All three bring the short edge to the tower's size by bicubic interpolation, crop the centre and normalise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Preprocess {
     /// On bytes, with rounding and antialiasing: open_clip and CLIP (Pillow up to 12, bit for bit).
+    #[serde(rename = "pil-bicubic")]
     PilU8,
     /// On floats that may leave `[0, 1]`, with antialiasing: HPSv2 on torchvision 0.17 and later.
+    #[serde(rename = "hpsv2")]
     TensorAntialias,
     /// On floats that may leave `[0, 1]`, four taps at any scale: HPSv2 on torchvision before 0.17.
+    #[serde(rename = "hpsv2-2023")]
     TensorNoAntialias,
 }
 

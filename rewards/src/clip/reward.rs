@@ -1,7 +1,7 @@
-//! Two towers, their sidecar, and the cosine between them.
+//! Two towers, what their `reward.toml` says, and the cosine between them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use grpo::{BoxError, Error, Prompt, Result, Reward};
@@ -9,34 +9,47 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use super::{CONTEXT, Preprocess, Tokenizer};
-use crate::onnx::{Dim, Element, Input, Interface, Output, Port, Precision, Session, SessionOptions};
+use crate::onnx::{Dim, Element, Folder, Input, Interface, Manifest, Output, Port, Precision, Scorer, Session};
+use crate::onnx::{SessionOptions, check_picture, score_sound};
 
-/// Images per run of the tower: on a CPU larger batches are no faster, and memory stays bounded.
-const IMAGE_BATCH: usize = 32;
 /// Texts per run of the tower.
 const TEXT_BATCH: usize = 64;
 /// Texts whose embeddings are kept; a group shares its prompt, so a step needs few.
 const CACHED_TEXTS: usize = 4096;
 
-/// What a model's files do not say themselves: `clip.json`.
+/// `[scorer.clip]`: what the towers' files do not say themselves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Sidecar {
-    /// The reward's name in logs and panels.
-    pub name: String,
-    /// The side in pixels of the image tower's input.
+pub struct ClipScorer {
+    /// The image tower: `pixel_values` f32 `[batch, 3, S, S]` to `image_embeds` f32 `[batch, D]`.
+    pub image: String,
+    /// The text tower: `input_ids` i64 `[batch, 77]` to `text_embeds` f32 `[batch, D]`.
+    pub text: String,
+    /// S, the side in pixels of the image tower's input.
     pub image_size: usize,
-    /// The length of the text tower's input; [`CONTEXT`] for every CLIP.
-    pub context: usize,
     /// How pictures are resized.
     pub preprocess: Preprocess,
-    /// The length of an embedding.
+    /// D, the length of an embedding.
     pub embed_dim: usize,
     /// The factor on cosines that the towers were trained with; not part of the score.
     pub logit_scale: f64,
-    /// How the files were made: command, versions, measured accuracy.
-    #[serde(default)]
-    pub provenance: serde_json::Value,
+    /// What the towers' weights are stored in.
+    pub precision: Precision,
+}
+
+impl ClipScorer {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let size = |name, value, limit| match (1..=limit).contains(&value) {
+            true => Ok(()),
+            false => Err(format!("{name} is {value}; give 1 to {limit}")),
+        };
+        size("image_size", self.image_size, 4096)?;
+        size("embed_dim", self.embed_dim, 1 << 16)?;
+        match self.logit_scale.is_finite() {
+            true => Ok(()),
+            false => Err(format!("logit_scale is {}; give a finite number", self.logit_scale)),
+        }
+    }
 }
 
 /// Judges an image by the cosine between its embedding and that of the prompt's clean caption.
@@ -52,90 +65,91 @@ pub struct Sidecar {
 /// ```
 #[derive(Debug)]
 pub struct ClipReward {
-    sidecar: Sidecar,
+    manifest: Manifest,
+    scorer: ClipScorer,
     images: Session,
     texts: Session,
+    options: SessionOptions,
     tokenizer: Tokenizer,
     /// Text embeddings by text.
     cache: Mutex<BTreeMap<String, Vec<f32>>>,
 }
 
 impl ClipReward {
-    /// Loads `image.onnx`, `text.onnx` and `clip.json` from a folder made by `rewards/export/export_clip.py`.
+    /// Loads a folder with `[scorer.clip]` in its `reward.toml`, as `rewards/export/export_clip.py` makes it.
     pub fn load(folder: &Path) -> Result<Self> {
         Self::load_with(folder, &SessionOptions::default())
     }
 
     /// As [`ClipReward::load`], on this device.
     pub fn load_with(folder: &Path, options: &SessionOptions) -> Result<Self> {
-        let path = folder.join("clip.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| {
-            Error::file(&path, format!("{error}; a model folder holds image.onnx, text.onnx and clip.json"))
-        })?;
-        let sidecar = read_sidecar(&path, &text)?;
-        Self::build(sidecar, |file, interface| Session::from_file(&folder.join(file), &interface, options))
+        Self::from_folder(&Folder::open(folder)?, options)
     }
 
     /// The embedded miniature CLIP of the shapes world, named `clip`; see `rewards/models/README.md` for what it knows.
     pub fn tiny() -> Result<Self> {
-        Embedded {
-            folder: "embedded models/clip",
-            sidecar: include_str!("../../models/clip/clip.json"),
-            images: include_bytes!("../../models/clip/image.onnx"),
-            texts: include_bytes!("../../models/clip/text.onnx"),
-        }
-        .load()
+        let files: &[(&str, &[u8])] = &[
+            ("image.onnx", include_bytes!("../../models/clip/image.onnx")),
+            ("text.onnx", include_bytes!("../../models/clip/text.onnx")),
+        ];
+        let manifest = include_str!("../../models/clip/reward.toml");
+        Self::from_folder(&Folder::embedded("embedded models/clip", manifest, files)?, &SessionOptions::default())
     }
 
     /// The embedded miniature of HPSv2, [`ClipReward::tiny`] fine-tuned on synthetic preferences, named `hps`.
     pub fn tiny_hps() -> Result<Self> {
-        Embedded {
-            folder: "embedded models/hps",
-            sidecar: include_str!("../../models/hps/clip.json"),
-            images: include_bytes!("../../models/hps/image.onnx"),
-            texts: include_bytes!("../../models/hps/text.onnx"),
-        }
-        .load()
+        let files: &[(&str, &[u8])] = &[
+            ("image.onnx", include_bytes!("../../models/hps/image.onnx")),
+            ("text.onnx", include_bytes!("../../models/hps/text.onnx")),
+        ];
+        let manifest = include_str!("../../models/hps/reward.toml");
+        Self::from_folder(&Folder::embedded("embedded models/hps", manifest, files)?, &SessionOptions::default())
     }
 
-    fn build(sidecar: Sidecar, session: impl Fn(&str, Interface<'_>) -> Result<Session>) -> Result<Self> {
-        let Sidecar { image_size, context, embed_dim, .. } = sidecar;
-        let side = Dim::Is(image_size);
-        let [pixels, ids, embedding]: [&[Dim]; 3] =
-            [&[Dim::Free, Dim::Is(3), side, side], &[Dim::Free, Dim::Is(context)], &[Dim::Free, Dim::Is(embed_dim)]];
-        let port = |name, element, shape| Port { name, element, shape: Some(shape) };
+    /// The towers of an opened folder.
+    pub fn from_folder(folder: &Folder, options: &SessionOptions) -> Result<Self> {
+        let manifest = folder.manifest().clone();
+        let Scorer::Clip(scorer) = manifest.scorer.clone();
+        let (side, embedding) = (Dim::Is(scorer.image_size), [Dim::Free, Dim::Is(scorer.embed_dim)]);
+        let pixels = [Dim::Free, Dim::Is(3), side, side];
+        let session = |file: &str, input, output| {
+            let interface = Interface { inputs: &[input], outputs: &[output], precision: scorer.precision };
+            folder.session(file, &interface, options)
+        };
         let images = session(
-            "image.onnx",
-            Interface {
-                inputs: &[port("pixel_values", Element::F32, pixels)],
-                outputs: &[port("image_embeds", Element::F32, embedding)],
-                precision: Precision::Fp32,
-            },
+            &scorer.image,
+            Port { name: "pixel_values", element: Element::F32, shape: Some(&pixels) },
+            Port { name: "image_embeds", element: Element::F32, shape: Some(&embedding) },
         )?;
         let texts = session(
-            "text.onnx",
-            Interface {
-                inputs: &[port("input_ids", Element::I64, ids)],
-                outputs: &[port("text_embeds", Element::F32, embedding)],
-                precision: Precision::Fp32,
-            },
+            &scorer.text,
+            Port { name: "input_ids", element: Element::I64, shape: Some(&[Dim::Free, Dim::Is(CONTEXT)]) },
+            Port { name: "text_embeds", element: Element::F32, shape: Some(&embedding) },
         )?;
-        Ok(Self { sidecar, images, texts, tokenizer: Tokenizer::new(), cache: Mutex::new(BTreeMap::new()) })
+        let (tokenizer, cache) = (Tokenizer::new(), Mutex::new(BTreeMap::new()));
+        Ok(Self { manifest, scorer, images, texts, options: options.clone(), tokenizer, cache })
     }
 
-    /// What the model's sidecar says.
-    pub fn sidecar(&self) -> &Sidecar {
-        &self.sidecar
+    /// What the folder's `reward.toml` says.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
-    /// One embedding per image, in order, of length [`Sidecar::embed_dim`].
+    /// Its `[scorer.clip]`.
+    pub fn scorer(&self) -> &ClipScorer {
+        &self.scorer
+    }
+
+    /// One embedding per image, in order, of length [`ClipScorer::embed_dim`].
     pub fn embed_images(&self, images: &[&RgbImage]) -> Result<Vec<Vec<f32>>> {
-        let size = self.sidecar.image_size;
+        let size = self.scorer.image_size;
+        let images_per_run = self.options.images_per_run(3 * size * size);
         let mut embeddings = Vec::with_capacity(images.len());
-        for chunk in images.chunks(IMAGE_BATCH) {
+        for chunk in images.chunks(images_per_run) {
             let mut pixels = Vec::with_capacity(chunk.len() * 3 * size * size);
             for image in chunk {
-                self.sidecar.preprocess.append(image, size, &mut pixels)?;
+                check_picture(image)?;
+                self.scorer.preprocess.append(image, size, &mut pixels)?;
             }
             let output = self.images.run_one(Input::F32(&pixels, &[chunk.len(), 3, size, size]))?;
             embeddings.extend(self.rows("image_embeds", &output, chunk.len())?);
@@ -143,7 +157,7 @@ impl ClipReward {
         Ok(embeddings)
     }
 
-    /// One embedding per text, in order, of length [`Sidecar::embed_dim`].
+    /// One embedding per text, in order, of length [`ClipScorer::embed_dim`].
     pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
         let mut embeddings = Vec::with_capacity(texts.len());
         for chunk in texts.chunks(TEXT_BATCH) {
@@ -155,11 +169,11 @@ impl ClipReward {
     }
 
     fn rows(&self, what: &'static str, output: &Output, n_rows: usize) -> Result<Vec<Vec<f32>>> {
-        let expected = vec![n_rows, self.sidecar.embed_dim];
+        let expected = vec![n_rows, self.scorer.embed_dim];
         if output.shape != expected {
             return Err(Error::Shape { what, got: output.shape.clone(), expected });
         }
-        Ok(output.values.chunks(self.sidecar.embed_dim).map(<[f32]>::to_vec).collect())
+        Ok(output.values.chunks(self.scorer.embed_dim).map(<[f32]>::to_vec).collect())
     }
 
     /// The embeddings of these texts by text, each distinct one computed once and kept for later batches.
@@ -177,7 +191,7 @@ impl ClipReward {
 
 impl Reward<RgbImage> for ClipReward {
     fn name(&self) -> &str {
-        &self.sidecar.name
+        &self.manifest.name
     }
 
     fn score(&self, prompt: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
@@ -195,37 +209,10 @@ impl Reward<RgbImage> for ClipReward {
         let scores: Option<Vec<f32>> = batch.iter().zip(&embeddings).map(score).collect();
         scores.ok_or_else(|| "the text tower left a prompt without an embedding".into())
     }
-}
 
-/// A model that travels inside the program.
-struct Embedded {
-    folder: &'static str,
-    sidecar: &'static str,
-    images: &'static [u8],
-    texts: &'static [u8],
-}
-
-impl Embedded {
-    fn load(self) -> Result<ClipReward> {
-        let path = |file: &str| PathBuf::from(self.folder).join(file);
-        let sidecar = read_sidecar(&path("clip.json"), self.sidecar)?;
-        ClipReward::build(sidecar, |file, interface| {
-            let bytes = if file == "image.onnx" { self.images } else { self.texts };
-            Session::from_bytes(&path(file), bytes, &interface, &SessionOptions::default())
-        })
+    fn score_each(&self, batch: &[(&Prompt, &RgbImage)]) -> Vec<Result<f32, BoxError>> {
+        score_sound(batch, |sound| self.score_batch(sound))
     }
-}
-
-fn read_sidecar(path: &Path, text: &str) -> Result<Sidecar> {
-    let sidecar: Sidecar = serde_json::from_str(text)
-        .map_err(|error| Error::file(path, format!("{error}; write it anew with rewards/export/export_clip.py")))?;
-    if sidecar.context != CONTEXT {
-        return Err(Error::file(path, format!("context is {}; CLIP's tokenizer makes {CONTEXT} ids", sidecar.context)));
-    }
-    if sidecar.name.is_empty() || sidecar.image_size == 0 || sidecar.embed_dim == 0 {
-        return Err(Error::file(path, "name, image_size or embed_dim is empty; give a name and sizes of at least 1"));
-    }
-    Ok(sidecar)
 }
 
 /// The cosine, summed in f64; the towers normalise, yet a foreign export may not.

@@ -286,10 +286,11 @@ fn newest_library(folder: &Path) -> Option<PathBuf> {
     candidates.filter(|(_, path)| path.is_file()).max().map(|(_, path)| path)
 }
 
-fn sha256(path: &Path) -> std::io::Result<String> {
+/// A file's sha256 in hex, read piece by piece.
+pub(super) fn sha256(path: &Path) -> std::io::Result<String> {
     let mut file = fs::File::open(path)?;
     let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 1 << 16];
+    let mut chunk = vec![0; 1 << 20];
     loop {
         let n_read = file.read(&mut chunk)?;
         if n_read == 0 {

@@ -86,7 +86,20 @@ def ports():
     }
 
 
+def external():
+    """Weights in a second file, as every tower above 2 GB has them."""
+    path = os.path.join(FOLDER, "external.onnx")
+    x, y = [(name, T.FLOAT, ["batch", 3]) for name in "xy"]
+    save(path, [helper.make_node("Add", ["x", "w"], ["y"])], [x], [y], [("w", np.array([0.5, -2, 0.25], np.float32))])
+    data = os.path.join(FOLDER, "external.data")
+    if os.path.exists(data):
+        os.remove(data)
+    onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="external.data", size_threshold=0)
+    os.chmod(data, 0o644)
+
+
 def main():
+    external()
     golden = {
         "versions": {"onnx": onnx.__version__, "onnxruntime": ort.__version__, "numpy": np.__version__},
         "ports": ports(),
