@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use grpo::objective::{Correction, KlConfig, Place};
 use grpo::testing::ToyPolicy;
 use grpo::{
-    BoxError, Completion, GroupSampler, GroupSize, LogProbs, Objective, Params, Policy, Prompt, Request, RewardSet,
-    RunFolder, Scoring, Surrogate, TrainConfig, Trainer, reward_fn,
+    BoxError, Completion, FailedScores, GroupSampler, GroupSize, LogProbs, Objective, Params, Policy, Prompt, Request,
+    RewardSet, RunFolder, Scoring, Surrogate, TrainConfig, Trainer, reward_fn,
 };
 
 const LONGEST_FILE: usize = 400;
@@ -107,6 +107,7 @@ fn emitted(objective: Objective) -> BTreeSet<String> {
     let both = || RewardSet::new().with(letter("alpha"), 1.0).unwrap().with(letter("beta"), 1.0).unwrap();
     let mut config = TrainConfig { n_steps: 2, objective, ..TrainConfig::default() };
     config.rollout.max_resamples = 1;
+    config.rollout.failed_scores = FailedScores::Exclude { max_share: 0.1 };
     let rollout = GroupSampler::new(both(), config.rollout.group_size, 64);
     let toy = ToyPolicy::new(4, 3).unwrap();
     let reference = Shaped(toy.copy().unwrap());
