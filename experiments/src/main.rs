@@ -4,6 +4,7 @@ mod commands;
 mod config;
 mod failure;
 mod parts;
+mod prompts;
 
 use std::io::Write;
 use std::process::ExitCode;

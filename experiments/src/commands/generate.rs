@@ -12,7 +12,8 @@ use serde_json::json;
 
 use super::tokens::{TokenFile, TokenLine};
 use super::{SampledPolicyArgs, at_least_one, print, progress, tell};
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
+use crate::prompts;
 
 /// Draw images for prompts as PNG files; image N of a prompt is the same whatever else is drawn.
 #[derive(Args)]
@@ -124,7 +125,7 @@ struct Job<'a> {
 impl Generate {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
-        let prompts: Vec<Prompt> = self.texts()?.into_iter().map(Prompt::new).collect();
+        let prompts = self.asked()?;
         let policy = self.policy.load()?.with_law(self.law.law())?.with_window(self.window)?;
         std::fs::create_dir_all(&self.out).map_err(|error| grpo::Error::file(&self.out, error))?;
         let jobs: Vec<Job<'_>> = prompts
@@ -150,36 +151,13 @@ impl Generate {
         Ok(())
     }
 
-    fn texts(&self) -> Outcome<Vec<String>> {
-        let mut texts = self.prompt.clone();
+    fn asked(&self) -> Outcome<Vec<Prompt>> {
+        let mut asked: Vec<Prompt> = self.prompt.iter().map(Prompt::new).collect();
         if let Some(path) = &self.prompts {
-            texts.extend(read_prompts(path)?);
+            asked.extend(prompts::read(path)?);
         }
-        match texts.is_empty() {
-            false => Ok(texts),
-            true => Err(Failure::user("--prompts: the file holds no prompt; write one a line")),
-        }
+        Ok(asked)
     }
-}
-
-fn read_prompts(path: &Path) -> Outcome<Vec<String>> {
-    let fault = |message: String| Failure::user(format!("{}: {message}", path.display()));
-    let file =
-        std::fs::read_to_string(path).map_err(|error| fault(format!("{error}; give a text file, a prompt a line")))?;
-    let lines = file.lines().enumerate().filter(|(_, text)| !text.trim().is_empty());
-    lines
-        .map(|(line, text)| prompt_of(text).map_err(|message| fault(format!("line {}: {message}", line + 1))))
-        .collect()
-}
-
-/// A line of a prompts file: the prompt itself, or an object that holds it.
-fn prompt_of(line: &str) -> Result<String, String> {
-    if !line.trim_start().starts_with('{') {
-        return Ok(line.trim().to_owned());
-    }
-    let value: serde_json::Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
-    let text = value.get("prompt").and_then(|prompt| prompt.as_str());
-    text.map(str::to_owned).ok_or_else(|| "the object has no text under \"prompt\"; add it".into())
 }
 
 /// Where images go as they are drawn.

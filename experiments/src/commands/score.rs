@@ -1,82 +1,210 @@
-//! `grpo score`: what a reward says of images.
+//! `grpo score`: what rewards say of images.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
-use grpo::Prompt;
-use serde_json::json;
+use clap::Args;
+use grpo::{Prompt, RewardSet};
+use grpo_rewards::picture;
+use image::RgbImage;
+use serde_json::{Map, Value, json};
 
-use super::{open_image, print};
-use crate::config::{RewardSource, Weight};
-use crate::failure::Outcome;
-use crate::parts;
+use super::{at_least_one, print, progress, tell};
+use crate::config::{GivenFile, RewardSource, Weighed};
+use crate::failure::{Failure, Outcome};
+use crate::parts::{ScorerArgs, Scorers};
+use crate::prompts;
 
-/// Score images against a prompt with one or several rewards.
+/// The images that are in memory at a time, decoded, in bytes.
+const BUDGET: u64 = 256 << 20;
+
+/// Score images with one or several rewards, each against every prompt.
 #[derive(Args)]
 pub struct Score {
-    /// Which reward; may be given again.
-    #[arg(long, required = true, value_enum)]
-    reward: Vec<RewardName>,
-    /// What the images should show.
+    /// Which reward: clip, hps, brightness, compressibility, geneval, or the NAME of a --scorer; may be given again.
+    #[arg(long, required = true)]
+    reward: Vec<String>,
+    #[command(flatten)]
+    scorers: ScorerArgs,
+    /// What the images should show; may be given again.
+    #[arg(long, required_unless_present = "prompts")]
+    prompt: Vec<String>,
+    /// A file of prompts: a text a line, or a JSON object with a "prompt" and columns a line.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Score the first image against the first prompt, the second against the second and so on.
     #[arg(long)]
-    prompt: String,
-    /// PNG or JPEG files.
+    paired: bool,
+    /// Images scored at a time; as many as fit 256 MiB, and at most 32, where absent.
+    #[arg(long, value_parser = at_least_one())]
+    batch: Option<usize>,
+    /// PNG or JPEG files, or folders of them.
     #[arg(required = true)]
     images: Vec<PathBuf>,
-    /// One JSON object a line for each image.
+    /// One JSON object a line for each image and prompt.
     #[arg(long)]
     json: bool,
 }
 
-/// The rewards that need nothing but a prompt and an image.
-#[derive(Clone, Copy, ValueEnum)]
-enum RewardName {
-    Clip,
-    Hps,
-    Brightness,
-    Compressibility,
-}
-
-impl RewardName {
-    fn source(self) -> RewardSource {
-        let weight = Weight::default();
-        match self {
-            Self::Clip => RewardSource::Clip(weight),
-            Self::Hps => RewardSource::Hps(weight),
-            Self::Brightness => RewardSource::Brightness(weight),
-            Self::Compressibility => RewardSource::Compressibility(weight),
-        }
-    }
+/// One image against one prompt.
+struct Row<'a> {
+    path: &'a Path,
+    prompt: &'a Prompt,
+    scores: Result<Vec<Option<f32>>, String>,
 }
 
 impl Score {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
-        let sources: Vec<RewardSource> = self.reward.iter().map(|name| name.source()).collect();
-        let rewards = parts::rewards(&sources)?;
-        let names: Vec<&str> = rewards.names().collect();
-        let prompt = Prompt::new(&self.prompt);
-        if !self.json {
-            print(&format!("{}  image", names.iter().map(|name| format!("{name:>15}")).collect::<String>()))?;
+        let scorers = self.scorers.scorers()?;
+        let sources = self.reward.iter().map(|name| source(name, &scorers)).collect::<Outcome<Vec<_>>>()?;
+        let rewards = scorers.rewards(&sources)?;
+        scorers.check_all_asked()?;
+        let mut asked: Vec<Prompt> = self.prompt.iter().map(Prompt::new).collect();
+        if let Some(path) = &self.prompts {
+            asked.extend(prompts::read(path)?);
         }
-        for path in &self.images {
-            let image = open_image(path)?;
-            let scores = rewards.score(&[(&prompt, &image)])?;
-            let values = scores.into_iter().flat_map(|scores| scores.values);
-            let named: Vec<(&str, Option<f32>)> = names.iter().copied().zip(values).collect();
-            match self.json {
-                true => {
-                    let by_name: serde_json::Map<_, _> =
-                        named.iter().map(|(name, value)| ((*name).to_string(), json!(value))).collect();
-                    print(&json!({"image": path, "prompt": self.prompt, "rewards": by_name}).to_string())?;
+        let paths = image_files(&self.images)?;
+        if self.paired && paths.len() != asked.len() {
+            let (images, prompts) = (paths.len(), asked.len());
+            return Err(Failure::user(format!("--paired: {images} images and {prompts} prompts; give as many of each")));
+        }
+        if !self.json {
+            print(&format!("{}  image  prompt", rewards.names().map(|name| format!("{name:>15}")).collect::<String>()))?;
+        }
+        self.score(&rewards, &paths, &asked)
+    }
+
+    fn score(&self, rewards: &RewardSet<RgbImage>, paths: &[PathBuf], prompts: &[Prompt]) -> Outcome<()> {
+        let names: Vec<&str> = rewards.names().collect();
+        let (bar, mut n_failed) = (progress(paths.len()), 0);
+        let mut rest = paths;
+        while !rest.is_empty() {
+            let batch = &rest[..self.batch_len(rest)];
+            let first = paths.len() - rest.len();
+            for row in self.batch(rewards, batch, |image| match self.paired {
+                true => &prompts[first + image..=first + image],
+                false => prompts,
+            })? {
+                n_failed += usize::from(row.scores.is_err());
+                bar.suspend(|| self.show(&names, &row))?;
+            }
+            bar.inc(batch.len() as u64);
+            rest = &rest[batch.len()..];
+        }
+        bar.finish_and_clear();
+        match n_failed {
+            0 => Ok(()),
+            n => Err(Failure::user(format!("{n} scores are missing; each line of them says why"))),
+        }
+    }
+
+    /// How many of the next images are scored together.
+    fn batch_len(&self, paths: &[PathBuf]) -> usize {
+        if let Some(batch) = self.batch {
+            return batch.min(paths.len());
+        }
+        // A file whose size cannot be told fails where it is opened, and takes no memory.
+        let bytes = |path: &PathBuf| image::image_dimensions(path).map_or(0, |(w, h)| u64::from(w) * u64::from(h) * 3);
+        let mut sum = 0;
+        let fits = paths.iter().take(32).take_while(|path| {
+            sum += bytes(path);
+            sum <= BUDGET
+        });
+        fits.count().max(1)
+    }
+
+    /// Every image with its prompts; one that cannot be read or judged says why.
+    fn batch<'a>(
+        &self,
+        rewards: &RewardSet<RgbImage>,
+        paths: &'a [PathBuf],
+        prompts_of: impl Fn(usize) -> &'a [Prompt],
+    ) -> Outcome<Vec<Row<'a>>> {
+        let images: Vec<grpo::Result<RgbImage>> = paths.iter().map(|path| picture::open(path)).collect();
+        let pairs: Vec<(usize, &Prompt)> =
+            (0..paths.len()).flat_map(|image| prompts_of(image).iter().map(move |prompt| (image, prompt))).collect();
+        let readable = pairs.iter().filter_map(|&(image, prompt)| Some((prompt, images[image].as_ref().ok()?)));
+        let mut scored = rewards.score_each(&readable.collect::<Vec<_>>())?.into_iter();
+        let scores = |image: usize| match &images[image] {
+            Err(error) => Err(error.to_string()),
+            Ok(_) => match scored.next() {
+                Some(Ok(scores)) => Ok(scores.values),
+                Some(Err(failed)) => Err(format!("reward `{}`: {}", failed.reward, failed.why)),
+                None => Err("it was not scored".into()),
+            },
+        };
+        let scores: Vec<Result<Vec<Option<f32>>, String>> = pairs.iter().map(|(image, _)| *image).map(scores).collect();
+        let row = |((image, prompt), scores): ((usize, &'a Prompt), _)| Row { path: &paths[image], prompt, scores };
+        Ok(pairs.into_iter().zip(scores).map(row).collect())
+    }
+
+    fn show(&self, names: &[&str], row: &Row<'_>) -> Outcome<()> {
+        if self.json {
+            let mut line = json!({"image": row.path, "prompt": row.prompt.text});
+            match &row.scores {
+                Ok(scores) => {
+                    let scores = names.iter().zip(scores).map(|(name, score)| ((*name).to_string(), json!(score)));
+                    line["rewards"] = Value::Object(scores.collect::<Map<_, _>>());
                 }
-                false => {
-                    let cells: String =
-                        named.iter().map(|(_, value)| format!("{:>15.4}", value.unwrap_or(f32::NAN))).collect();
-                    print(&format!("{cells}  {}", path.display()))?;
-                }
+                Err(why) => line["failed"] = json!(why),
+            }
+            return print(&line.to_string());
+        }
+        let (path, prompt) = (row.path.display(), &row.prompt.text);
+        match &row.scores {
+            Ok(scores) => {
+                let cell = |score: &Option<f32>| score.map_or(format!("{:>15}", "-"), |score| format!("{score:>15.4}"));
+                print(&format!("{}  {path}  {prompt}", scores.iter().map(cell).collect::<String>()))
+            }
+            Err(why) => {
+                tell(&format!("{path}: {why}"));
+                print(&format!("{:>width$}  {path}  {prompt}", "failed", width = 15 * names.len()))
             }
         }
-        Ok(())
     }
+}
+
+/// A reward by its name alone.
+fn source(name: &str, scorers: &Scorers) -> Outcome<RewardSource> {
+    let plain = Weighed::default();
+    Ok(match name {
+        "clip" => RewardSource::Clip(plain),
+        "hps" => RewardSource::Hps(plain),
+        "geneval" => RewardSource::Geneval(plain),
+        "brightness" => RewardSource::Brightness(plain),
+        "compressibility" => RewardSource::Compressibility(plain),
+        other if scorers.names().any(|given| given == other) => {
+            RewardSource::Given(GivenFile { name: other.into(), counts: plain })
+        }
+        other => {
+            return Err(Failure::user(format!(
+                "--reward {other}: no such reward; give clip, hps, brightness, compressibility, geneval, or add --scorer \
+                 {other}=WHERE"
+            )));
+        }
+    })
+}
+
+/// The files, and those of folders in name order.
+fn image_files(given: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in given {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let entries = std::fs::read_dir(path).map_err(|error| grpo::Error::file(path, error))?;
+        let is_image = |path: &PathBuf| {
+            let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
+            ending.is_some_and(|ending| ["png", "jpg", "jpeg"].contains(&ending.as_str()))
+        };
+        let mut inside: Vec<PathBuf> =
+            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file() && is_image(path)).collect();
+        if inside.is_empty() {
+            return Err(Failure::user(format!("{}: the folder holds no PNG or JPEG file", path.display())));
+        }
+        inside.sort();
+        files.extend(inside);
+    }
+    Ok(files)
 }

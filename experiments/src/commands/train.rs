@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use grpo::{RunFolder, Seed, Trainer};
+use grpo::{Prompt, RunFolder, Seed, Trainer};
 use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::SimpleAr;
 
 use super::{ConfigArgs, PolicyArgs, plan, print, tell};
 use crate::config::{self, TrainFile};
 use crate::failure::{Failure, Outcome};
-use crate::parts;
+use crate::parts::{self, ScorerArgs};
+use crate::prompts;
 
 /// Train a policy with GRPO and record the run in a folder: curves, panels of samples, checkpoints.
 #[derive(Args)]
@@ -19,6 +20,15 @@ pub struct Train {
     config: ConfigArgs,
     #[command(flatten)]
     policy: PolicyArgs,
+    #[command(flatten)]
+    scorers: ScorerArgs,
+    /// What to train on: a prompt a line, or a JSON object with a "prompt" and columns a line; the Shapes world's where
+    /// absent.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// What is held out, as --prompts.
+    #[arg(long, value_name = "FILE")]
+    held_out_prompts: Option<PathBuf>,
     /// Where runs go: the run's folder is DIR/{name}/{seed}.
     #[arg(long, value_name = "DIR", default_value = "runs")]
     out: PathBuf,
@@ -69,15 +79,25 @@ impl Train {
             (true, Some(_)) => Some(policy.copy()?),
         };
         let config = file.train_config();
-        let rollout = parts::rollout(parts::rewards(&file.rewards)?, &config);
-        let (prompts, held_out) = parts::shapes_prompts()?;
+        let scorers = self.scorers.scorers()?;
+        let rollout = parts::rollout(scorers.rewards(&file.rewards)?, &config);
+        let (prompts, held_out) = self.prompts()?;
         let prompt_tokens = plan::longest_prompt(&policy, &prompts)?;
         let trainer = Trainer::new(config, policy, reference, rollout, prompts)?;
         if file.held_out.rewards.is_empty() {
+            scorers.check_all_asked()?;
             return Ok((trainer, prompt_tokens));
         }
-        let watched = parts::rewards(&file.held_out.rewards)?;
+        let watched = scorers.rewards(&file.held_out.rewards)?;
+        scorers.check_all_asked()?;
         Ok((trainer.hold_out(held_out, watched, file.held_out.samples_per_prompt), prompt_tokens))
+    }
+
+    /// Prompts for training and those held out.
+    fn prompts(&self) -> Outcome<(Vec<Prompt>, Vec<Prompt>)> {
+        let (shapes, shapes_held_out) = parts::shapes_prompts()?;
+        let read = |file: &Option<PathBuf>, shapes| file.as_ref().map_or(Ok(shapes), |path| prompts::read(path));
+        Ok((read(&self.prompts, shapes)?, read(&self.held_out_prompts, shapes_held_out)?))
     }
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Outcome};
 
-pub use rewards::{GateFile, RewardSource, Weighed};
+pub use rewards::{GateFile, GivenFile, RewardSource, Weighed};
 
 
 /// A GRPO run.

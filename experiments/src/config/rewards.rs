@@ -1,0 +1,98 @@
+//! What a TOML file may say of rewards.
+
+use grpo::{Change, Joining};
+use serde::{Deserialize, Serialize};
+
+/// One reward of a mix.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum RewardSource {
+    /// Cosine of CLIP's image and text embeddings: the embedded miniature, or the folder of `--scorer clip=DIR`.
+    Clip(Weighed),
+    /// The same of the human-preference score's.
+    Hps(Weighed),
+    /// Whether GenEval's rules hold, by the Shapes world's exact detector.
+    Geneval(Weighed),
+    /// Mean luminance.
+    Brightness(Weighed),
+    /// Negative kilobytes as JPEG.
+    Compressibility(Weighed),
+    /// The scorer of `--scorer NAME=WHERE`.
+    Given(GivenFile),
+    /// Several rewards as one.
+    Joined(JoinedFile),
+}
+
+/// How much a reward counts, and after which arithmetic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Weighed {
+    /// Its factor in the sum.
+    pub weight: f32,
+    /// What is done to its scores, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+    /// What a sample must have before this reward counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Box<GateFile>>,
+}
+
+impl Default for Weighed {
+    fn default() -> Self {
+        Self { weight: 1.0, changes: Vec::new(), gate: None }
+    }
+}
+
+/// A threshold on another reward.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateFile {
+    /// The other reward; its weight has no say.
+    pub reward: RewardSource,
+    /// The least score that lets a sample through.
+    pub at_least: f32,
+    /// The score of a sample that is kept out.
+    #[serde(default)]
+    pub otherwise: f32,
+}
+
+/// A reward whose scorer a flag names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GivenFile {
+    /// Its name in logs, and in `--scorer NAME=WHERE`.
+    pub name: String,
+    /// How much it counts.
+    #[serde(default)]
+    pub counts: Weighed,
+}
+
+/// Several rewards as one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinedFile {
+    /// Its name in logs.
+    pub name: String,
+    /// At least two; their weights have no say.
+    pub of: Vec<RewardSource>,
+    /// How they become one.
+    pub by: Joining,
+    /// How much it counts.
+    #[serde(default)]
+    pub counts: Weighed,
+}
+
+impl RewardSource {
+    /// How much it counts.
+    pub fn counts(&self) -> &Weighed {
+        match self {
+            Self::Clip(counts)
+            | Self::Hps(counts)
+            | Self::Geneval(counts)
+            | Self::Brightness(counts)
+            | Self::Compressibility(counts) => counts,
+            Self::Given(given) => &given.counts,
+            Self::Joined(joined) => &joined.counts,
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Rewards from their names, and scorers from the places that flags give.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use clap::Args;
+use grpo::{Changed, Gated, Joined, Reward, RewardSet};
+use grpo_rewards::clip::ClipReward;
+use grpo_rewards::geneval::GenEval;
+use grpo_rewards::onnx::{Cuda, OnnxReward, OpenVino, OpenVinoPrecision, Provider, SessionOptions};
+use grpo_rewards::process::{ProcessConfig, ProcessLimits, ProcessReward};
+use grpo_rewards::remote::{HttpConfig, HttpReward};
+use grpo_rewards::shapes::ShapesDetector;
+use grpo_rewards::{Brightness, JpegCompressibility};
+use image::RgbImage;
+use serde::Deserialize;
+
+use crate::config::{self, GateFile, RewardSource, Weighed};
+use crate::failure::{Failure, Outcome};
+
+/// Where scorers are, and what they compute on.
+#[derive(Args)]
+pub struct ScorerArgs {
+    /// Where a reward's scorer is: a folder with a reward.toml, http://127.0.0.1:PORT/PATH, or exec:PROGRAM ARGUMENTS; may
+    /// be given again. `clip=DIR` and `hps=DIR` take the place of the embedded miniatures.
+    #[arg(long = "scorer", value_name = "NAME=WHERE", value_parser = named)]
+    scorers: Vec<(String, String)>,
+    /// A TOML file of scorers with every setting: [[scorers]] and then folder, http or process.
+    #[arg(long, value_name = "FILE")]
+    scorers_file: Option<PathBuf>,
+    /// What ONNX scorers compute on: cpu, openvino, openvino-bf16, cuda or cuda:N.
+    #[arg(long, value_name = "PROVIDER", default_value = "cpu", value_parser = provider)]
+    provider: Provider,
+}
+
+fn named(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, place)| !name.is_empty() && !place.is_empty());
+    let (name, place) = pair.ok_or("give NAME=WHERE, such as ocr=models/ocr")?;
+    Ok((name.into(), place.into()))
+}
+
+fn provider(text: &str) -> Result<Provider, String> {
+    let openvino = |precision| Ok(Provider::Openvino(OpenVino { precision }));
+    match text {
+        "cpu" => Ok(Provider::Cpu),
+        "openvino" => openvino(OpenVinoPrecision::F32),
+        "openvino-bf16" => openvino(OpenVinoPrecision::Bf16),
+        "cuda" => Ok(Provider::Cuda(Cuda { device: 0 })),
+        other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(device) => Ok(Provider::Cuda(Cuda { device })),
+            None => Err("give cpu, openvino, openvino-bf16, cuda or cuda:N".into()),
+        },
+    }
+}
+
+/// A file of scorers.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScorersFile {
+    scorers: Vec<Place>,
+}
+
+/// Where a scorer is, with every setting.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Place {
+    Folder(FolderPlace),
+    Http(HttpConfig),
+    Process(ProcessConfig),
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FolderPlace {
+    name: String,
+    path: PathBuf,
+    provider: Option<Provider>,
+}
+
+impl Place {
+    fn name(&self) -> &str {
+        match self {
+            Self::Folder(folder) => &folder.name,
+            Self::Http(http) => &http.name,
+            Self::Process(process) => &process.name,
+        }
+    }
+
+    fn of_flag((name, place): &(String, String)) -> Outcome<Self> {
+        if place.starts_with("http://") || place.starts_with("https://") {
+            return Ok(Self::Http(HttpConfig::new(name, place)));
+        }
+        let Some(program) = place.strip_prefix("exec:") else {
+            return Ok(Self::Folder(FolderPlace { name: name.clone(), path: place.into(), provider: None }));
+        };
+        let command: Vec<String> = program.split_whitespace().map(String::from).collect();
+        match command.is_empty() {
+            false => Ok(Self::Process(ProcessConfig { name: name.clone(), command, limits: ProcessLimits::default() })),
+            true => Err(Failure::user(format!("--scorer {name}={place}: name a program, such as exec:python3 score.py"))),
+        }
+    }
+}
+
+/// The scorers that flags gave.
+pub struct Scorers {
+    places: Vec<Place>,
+    provider: Provider,
+    /// Those that a reward has asked for.
+    asked: Mutex<BTreeSet<String>>,
+}
+
+impl ScorerArgs {
+    /// Reads the flags; nothing is opened yet.
+    pub fn scorers(&self) -> Outcome<Scorers> {
+        let mut places = self.scorers.iter().map(Place::of_flag).collect::<Outcome<Vec<Place>>>()?;
+        if let Some(path) = &self.scorers_file {
+            places.extend(config::read::<ScorersFile>(path, &[])?.scorers);
+        }
+        let mut names = BTreeSet::new();
+        if let Some(twice) = places.iter().find(|place| !names.insert(place.name())) {
+            return Err(Failure::user(format!("scorer `{}` is given twice; give it once", twice.name())));
+        }
+        Ok(Scorers { places, provider: self.provider.clone(), asked: Mutex::default() })
+    }
+}
+
+impl Scorers {
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().map(Place::name)
+    }
+
+    /// A mix of rewards for images.
+    pub fn rewards(&self, sources: &[RewardSource]) -> Outcome<RewardSet<RgbImage>> {
+        let mut set = RewardSet::new();
+        for source in sources {
+            set = set.with(self.reward(source)?, source.counts().weight)?;
+        }
+        if set.is_empty() {
+            return Err(Failure::user(
+                "rewards is empty; name at least one, such as rewards = [{ clip = { weight = 1.0 } }]",
+            ));
+        }
+        Ok(set)
+    }
+
+    /// An error where a scorer was given that no reward has asked for: its name is misspelt there or here.
+    pub fn check_all_asked(&self) -> Outcome<()> {
+        let asked = self.asked.lock().map_err(|_| Failure::user("a scorer panicked while it was opened"))?;
+        match self.names().find(|name| !asked.contains(*name)) {
+            None => Ok(()),
+            Some(name) => Err(Failure::user(format!(
+                "no reward asks for the scorer `{name}`; name it as rewards = [{{ given = {{ name = \"{name}\" }} }}]"
+            ))),
+        }
+    }
+
+    fn reward(&self, source: &RewardSource) -> Outcome<Box<dyn Reward<RgbImage>>> {
+        let plain: Box<dyn Reward<RgbImage>> = match source {
+            RewardSource::Clip(_) => match self.place("clip") {
+                Some(place) => self.open(place)?,
+                None => Box::new(ClipReward::tiny()?),
+            },
+            RewardSource::Hps(_) => match self.place("hps") {
+                Some(place) => self.open(place)?,
+                None => Box::new(ClipReward::tiny_hps()?),
+            },
+            RewardSource::Geneval(_) => Box::new(GenEval::new(ShapesDetector::new())),
+            RewardSource::Brightness(_) => Box::new(Brightness),
+            RewardSource::Compressibility(_) => Box::new(JpegCompressibility),
+            RewardSource::Given(given) => match self.place(&given.name) {
+                Some(place) => self.open(place)?,
+                None => {
+                    let name = &given.name;
+                    let message = format!("reward `{name}` has no scorer; give --scorer {name}=WHERE");
+                    return Err(Failure::user(message));
+                }
+            },
+            RewardSource::Joined(joined) => {
+                let parts = joined.of.iter().map(|part| self.reward(part)).collect::<Outcome<Vec<_>>>()?;
+                Box::new(Joined::new(&joined.name, parts, joined.by)?)
+            }
+        };
+        self.counted(plain, source.counts())
+    }
+
+    /// The reward after its changes, behind its gate.
+    fn counted(
+        &self,
+        plain: Box<dyn Reward<RgbImage>>,
+        counts: &Weighed,
+    ) -> Outcome<Box<dyn Reward<RgbImage>>> {
+        let changed = match counts.changes.as_slice() {
+            [] => plain,
+            changes => Box::new(Changed::new(plain, changes.to_vec())?),
+        };
+        let Some(GateFile { reward, at_least, otherwise }) = counts.gate.as_deref() else { return Ok(changed) };
+        Ok(Box::new(Gated::new(changed, self.reward(reward)?, *at_least, *otherwise)?))
+    }
+
+    fn place(&self, name: &str) -> Option<&Place> {
+        if let Ok(mut asked) = self.asked.lock() {
+            asked.insert(name.into());
+        }
+        self.places.iter().find(|place| place.name() == name)
+    }
+
+    fn open(&self, place: &Place) -> Outcome<Box<dyn Reward<RgbImage>>> {
+        Ok(match place {
+            Place::Folder(FolderPlace { name, path, provider }) => {
+                let provider = provider.clone().unwrap_or_else(|| self.provider.clone());
+                Box::new(folder(name, path, provider)?)
+            }
+            Place::Http(http) => Box::new(HttpReward::new(http.clone())?),
+            Place::Process(process) => Box::new(ProcessReward::new(process.clone())?),
+        })
+    }
+}
+
+/// The reward of a folder, which must bear the name it is asked for by: logs of two rewards are not to be mixed up.
+fn folder(name: &str, path: &Path, provider: Provider) -> Outcome<OnnxReward> {
+    let reward = OnnxReward::load(path, &SessionOptions { provider, ..SessionOptions::default() })?;
+    match Reward::<RgbImage>::name(&reward) {
+        own if own == name => Ok(reward),
+        own => Err(Failure::user(format!(
+            "{}: the reward there is named `{own}`, not `{name}`; give --scorer {own}={} and name it so in the \
+             configuration, or change its reward.toml",
+            path.display(),
+            path.display()
+        ))),
+    }
+}
