@@ -2,74 +2,70 @@
 #![cfg(feature = "onnx")]
 #![expect(clippy::unwrap_used, reason = "in a test a failure is a panic, helpers included")]
 
+mod golden;
+
 use std::path::Path;
 
+use golden::{checksum, noise, read};
 use grpo::{Prompt, Reward};
 use grpo_rewards::clip::{CONTEXT, ClipReward, Preprocess, Tokenizer};
 use image::{Rgb, RgbImage};
 use serde::Deserialize;
 
-/// Reads a file that stands beside the program that made it.
-fn golden<T: for<'de> Deserialize<'de>>(file: &str) -> T {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// The formula of `golden/clip_preprocess.py`.
-fn patterned(width: u32, height: u32) -> RgbImage {
-    RgbImage::from_fn(width, height, |x, y| {
-        let base = 3 * x * x + 5 * y * y + 7 * x * y;
-        Rgb([0, 40, 80].map(|shift| ((base + shift) % 256) as u8))
-    })
+#[derive(Deserialize)]
+struct Preprocessed {
+    cases: Vec<PreprocessedCase>,
 }
 
 #[derive(Deserialize)]
-struct Resized {
+struct PreprocessedCase {
     size: usize,
-    cases: Vec<ResizedCase>,
-}
-
-#[derive(Deserialize)]
-struct ResizedCase {
     width: u32,
     height: u32,
-    pil_u8: String,
-    tensor_antialias_every_11th: Vec<f32>,
-    tensor_no_antialias_every_11th: Vec<f32>,
+    /// Of the values of float modes, one in so many is stored.
+    stride: usize,
+    pil_bicubic: String,
+    pil_bicubic_13: String,
+    hpsv2: Vec<f32>,
+    hpsv2_2023: Vec<f32>,
+    simplear: Vec<f32>,
 }
 
-/// The preprocessed picture, brought back to `[size, size, 3]` in `[0, 1]`.
-fn resized(preprocess: Preprocess, image: &RgbImage, size: usize) -> Vec<f32> {
+/// The preprocessed picture of a case, brought back to `[size, size, 3]` in `[0, 1]`.
+fn preprocessed(preprocess: Preprocess, case: &PreprocessedCase) -> Vec<f32> {
     let mean = [0.481_454_66, 0.457_827_5, 0.408_210_73];
     let std = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+    let n_pixels = case.size * case.size;
     let mut pixels = Vec::new();
-    preprocess.append(image, size, &mut pixels).unwrap();
-    assert_eq!(pixels.len(), 3 * size * size);
-    let value = |at: usize, channel: usize| pixels[channel * size * size + at] * std[channel] + mean[channel];
-    (0..size * size).flat_map(|at| [0, 1, 2].map(|channel| value(at, channel))).collect()
+    preprocess.append(&noise(case.width, case.height), case.size, &mut pixels).unwrap();
+    assert_eq!(pixels.len(), 3 * n_pixels);
+    let value = |at: usize, channel: usize| pixels[channel * n_pixels + at] * std[channel] + mean[channel];
+    (0..n_pixels).flat_map(|at| [0, 1, 2].map(|channel| value(at, channel))).collect()
 }
 
 #[test]
-fn pil_u8_is_pillow_bit_for_bit() {
-    let golden: Resized = golden("clip_preprocess.json");
-    for case in golden.cases {
-        let values = resized(Preprocess::PilU8, &patterned(case.width, case.height), golden.size);
-        let hex: String = values.iter().map(|value| format!("{:02x}", (value * 255.0).round() as u8)).collect();
-        assert_eq!(hex, case.pil_u8, "{}x{}", case.width, case.height);
+fn pil_modes_are_open_clips_transform_bit_for_bit() {
+    for case in read::<Preprocessed>("clip_preprocess.json").cases {
+        for (preprocess, expected) in
+            [(Preprocess::PilBicubic, &case.pil_bicubic), (Preprocess::PilBicubic13, &case.pil_bicubic_13)]
+        {
+            let values = preprocessed(preprocess, &case);
+            let bytes: Vec<u8> = values.iter().map(|value| (value * 255.0).round() as u8).collect();
+            assert_eq!(&checksum(&bytes), expected, "{preprocess:?} {}x{}", case.width, case.height);
+        }
     }
 }
 
 #[test]
-fn tensor_modes_are_torchvision_within_a_hundredth_of_a_level() {
-    let golden: Resized = golden("clip_preprocess.json");
-    for case in golden.cases {
-        let image = patterned(case.width, case.height);
+fn float_modes_are_the_originals_within_a_hundredth_of_a_level() {
+    for case in read::<Preprocessed>("clip_preprocess.json").cases {
         for (preprocess, expected) in [
-            (Preprocess::TensorAntialias, &case.tensor_antialias_every_11th),
-            (Preprocess::TensorNoAntialias, &case.tensor_no_antialias_every_11th),
+            (Preprocess::Hpsv2, &case.hpsv2),
+            (Preprocess::Hpsv2Of2023, &case.hpsv2_2023),
+            (Preprocess::Simplear, &case.simplear),
         ] {
-            let values = resized(preprocess, &image, golden.size);
-            for (value, expected) in values.iter().step_by(11).zip(expected) {
+            let values = preprocessed(preprocess, &case);
+            for (value, expected) in values.iter().step_by(case.stride).zip(expected) {
                 let off = 255.0 * (value - expected).abs();
                 assert!(off < 0.01, "{preprocess:?} {}x{}: {value} {expected}", case.width, case.height);
             }
@@ -78,9 +74,30 @@ fn tensor_modes_are_torchvision_within_a_hundredth_of_a_level() {
 }
 
 #[test]
-fn an_empty_picture_is_an_error() {
-    let error = Preprocess::PilU8.append(&RgbImage::new(0, 5), 24, &mut Vec::new()).unwrap_err().to_string();
+fn names_of_modes_are_those_of_reward_toml() {
+    let names = ["pil-bicubic", "pil-bicubic-13", "hpsv2", "hpsv2-2023", "simplear"];
+    let modes = names.map(|name| serde_json::from_str::<Preprocess>(&format!("\"{name}\"")).unwrap());
+    assert_eq!(
+        modes,
+        [
+            Preprocess::PilBicubic,
+            Preprocess::PilBicubic13,
+            Preprocess::Hpsv2,
+            Preprocess::Hpsv2Of2023,
+            Preprocess::Simplear
+        ]
+    );
+}
+
+#[test]
+fn an_empty_picture_is_an_error_and_a_line_is_none() {
+    let error = Preprocess::PilBicubic.append(&RgbImage::new(0, 5), 24, &mut Vec::new()).unwrap_err().to_string();
     assert!(error.contains("0x5"), "{error}");
+    for preprocess in [Preprocess::PilBicubic13, Preprocess::Hpsv2, Preprocess::Hpsv2Of2023, Preprocess::Simplear] {
+        let mut pixels = Vec::new();
+        preprocess.append(&noise(1, 3000), 24, &mut pixels).unwrap();
+        assert!(pixels.len() == 3 * 24 * 24 && pixels.iter().all(|value| value.is_finite()), "{preprocess:?}");
+    }
 }
 
 #[derive(Deserialize)]
@@ -96,7 +113,7 @@ struct TokensCase {
 
 #[test]
 fn tokens_are_those_of_open_clip() {
-    let golden: Tokens = golden("clip_tokens.json");
+    let golden: Tokens = read("clip_tokens.json");
     assert!(golden.cases.len() >= 58);
     let tokenizer = Tokenizer::new();
     for TokensCase { text, mut ids } in golden.cases {
@@ -140,7 +157,7 @@ fn drawn(picture: &Picture) -> RgbImage {
 
 #[test]
 fn scores_are_those_of_the_python_runtime() {
-    let golden: Scored = golden("clip_scores.json");
+    let golden: Scored = read("clip_scores.json");
     let images: Vec<RgbImage> = golden.images.iter().map(drawn).collect();
     let prompts: Vec<Prompt> = golden.prompts.iter().map(Prompt::new).collect();
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
@@ -162,7 +179,7 @@ fn scores_are_those_of_the_python_runtime() {
 #[test]
 fn scores_do_not_depend_on_count_or_order() {
     let clip = ClipReward::tiny().unwrap();
-    let images: Vec<RgbImage> = (0..40).map(|n| patterned(64, 64 + n % 3)).collect();
+    let images: Vec<RgbImage> = (0..40).map(|n| noise(64, 64 + n % 3)).collect();
     let prompts = ["a photo of a red circle", "a photo of two stars"].map(Prompt::new);
     let batch: Vec<(&Prompt, &RgbImage)> =
         images.iter().enumerate().map(|(n, image)| (&prompts[n % 2], image)).collect();
@@ -208,7 +225,7 @@ fn a_manifest_that_does_not_agree_with_its_files_is_named() {
 #[test]
 fn only_the_picture_that_cannot_be_judged_fails() {
     let clip = ClipReward::tiny().unwrap();
-    let images = [patterned(64, 64), RgbImage::new(0, 5), RgbImage::new(8193, 1), patterned(32, 64)];
+    let images = [noise(64, 64), RgbImage::new(0, 5), RgbImage::new(8193, 1), noise(32, 64)];
     let prompt = Prompt::new("a photo of a red circle");
     let batch: Vec<(&Prompt, &RgbImage)> = images.iter().map(|image| (&prompt, image)).collect();
     let scores = clip.score_each(&batch);

@@ -11,7 +11,6 @@
 //! CLIPScore's by 2.5 and cut at 0; neither changes a group's order.
 
 mod preprocess;
-mod resize;
 mod reward;
 mod tokenizer;
 
