@@ -197,7 +197,7 @@ def evaluate(model, corpus, rows, seed):
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True, help="folder with images.bin and captions.jsonl")
-    parser.add_argument("--out", required=True, help="folder for image.onnx, text.onnx and clip.json")
+    parser.add_argument("--out", required=True, help="folder for image.onnx, text.onnx and reward.toml")
     parser.add_argument("--weights", help="file for the torch weights, from which train_tiny_hps.py goes on")
     parser.add_argument("--start", help="weights of an earlier run to go on from")
     parser.add_argument("--see", type=int, default=900, help="steps of the first stage")

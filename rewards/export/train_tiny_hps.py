@@ -102,7 +102,7 @@ def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True, help="folder with images.bin and captions.jsonl")
     parser.add_argument("--weights", required=True, help="what train_tiny_clip.py --weights wrote")
-    parser.add_argument("--out", required=True, help="folder for image.onnx, text.onnx and clip.json")
+    parser.add_argument("--out", required=True, help="folder for image.onnx, text.onnx and reward.toml")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop early, with the schedule bent to end in time")
