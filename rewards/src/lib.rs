@@ -5,7 +5,8 @@
 //! | [`geneval`] | GenEval's published rules behind a `Detector` trait |
 //! | [`resize`] | Pillow's bicubic resizing, bit for bit |
 //! | [`shapes`] | the embedded world: scenes, renderer, captions, prompts, exact detector |
-//! | `clip` (feature `onnx`) | CLIP and HPS: preprocessing, tokenizer, cosine of embeddings |
+//! | `remote` (feature `http`) | a scorer behind HTTP as a reward, and a server for any reward |
+//! | [`exchange`] | the message that both speak |
 //! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions |
 //! | [`Brightness`], [`JpegCompressibility`] | two rewards that show whether anything is learnt at all |
 
@@ -13,9 +14,12 @@
 pub mod clip;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+#[cfg(feature = "http")]
+pub mod remote;
 
 mod brightness;
 mod compressibility;
+pub mod exchange;
 pub mod geneval;
 pub mod resize;
 pub mod shapes;

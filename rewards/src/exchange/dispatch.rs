@@ -1,0 +1,161 @@
+//! A batch as several questions at once, and what they share.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use grpo::{BoxError, Prompt};
+use image::RgbImage;
+
+use super::Verdict;
+
+/// How a batch is divided.
+pub(crate) struct Plan {
+    /// The most rows of one question.
+    pub rows_per_question: usize,
+    /// The most questions of one batch at a time.
+    pub n_at_once: usize,
+    /// Ask nothing more once something has failed.
+    pub until_failure: bool,
+}
+
+/// Every row's verdict in the batch's order; with `until_failure` perhaps only of its first rows, up to a failed one.
+///
+/// Questions start in order and those started are waited for, so the first failed row is the same whatever the timing.
+pub(crate) fn scatter(
+    batch: &[(&Prompt, &RgbImage)],
+    plan: &Plan,
+    ask: impl Fn(&[(&Prompt, &RgbImage)]) -> Vec<Verdict> + Sync,
+) -> Vec<Verdict> {
+    let questions: Vec<_> = batch.chunks(plan.rows_per_question.max(1)).collect();
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let work = || {
+        let mut answered = Vec::new();
+        // Looked at before a question is taken: one that is taken is always asked.
+        while !(plan.until_failure && failed.load(Ordering::SeqCst)) {
+            let turn = next.fetch_add(1, Ordering::SeqCst);
+            let Some(rows) = questions.get(turn) else { break };
+            let verdicts = ask(rows);
+            failed.fetch_or(verdicts.iter().any(Result::is_err), Ordering::SeqCst);
+            answered.push((turn, verdicts));
+        }
+        answered
+    };
+    let mut answered: Vec<(usize, Vec<Verdict>)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..plan.n_at_once.min(questions.len())).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    answered.sort_by_key(|(turn, _)| *turn);
+    answered.into_iter().flat_map(|(_, verdicts)| verdicts).collect()
+}
+
+/// All scores, or the failure of the first row that has none.
+pub(crate) fn scores_or_first_failure(verdicts: Vec<Verdict>) -> Result<Vec<f32>, BoxError> {
+    let named = |(row, verdict): (usize, Verdict)| verdict.map_err(|message| format!("row {row}: {message}").into());
+    verdicts.into_iter().enumerate().map(named).collect()
+}
+
+/// Things of which each serves one question at a time; whoever finds none idle waits.
+#[derive(Debug)]
+pub(crate) struct Pool<T> {
+    things: Vec<Mutex<T>>,
+    idle: Mutex<Vec<usize>>,
+    returned: Condvar,
+}
+
+impl<T> Pool<T> {
+    /// At least one thing, or whoever asks for one waits for ever.
+    pub(crate) fn new(things: Vec<T>) -> Self {
+        let idle = Mutex::new((0..things.len()).collect());
+        Self { things: things.into_iter().map(Mutex::new).collect(), idle, returned: Condvar::new() }
+    }
+
+    /// What `work` makes of one of them.
+    pub(crate) fn lend<R>(&self, work: impl FnOnce(&mut T) -> R) -> R {
+        let turn = Turn { pool: self, index: self.wait() };
+        let mut thing = self.things[turn.index].lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut thing)
+    }
+
+    fn wait(&self) -> usize {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match idle.pop() {
+                Some(index) => return index,
+                None => idle = self.returned.wait(idle).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// Gives its thing back when dropped, after a panic as well.
+struct Turn<'a, T> {
+    pool: &'a Pool<T>,
+    index: usize,
+}
+
+impl<T> Drop for Turn<'_, T> {
+    fn drop(&mut self) {
+        self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
+        self.pool.returned.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Verdicts for rows whose prompts are their numbers; those in `failing` fail.
+    fn verdicts(n_rows: usize, plan: &Plan, failing: &[usize]) -> (Vec<Verdict>, usize) {
+        let prompts: Vec<Prompt> = (0..n_rows).map(|row| Prompt::new(row.to_string())).collect();
+        let image = RgbImage::new(1, 1);
+        let batch: Vec<_> = prompts.iter().map(|prompt| (prompt, &image)).collect();
+        let n_asked = AtomicUsize::new(0);
+        let verdicts = scatter(&batch, plan, |rows| {
+            n_asked.fetch_add(1, Ordering::SeqCst);
+            let row = |prompt: &Prompt| prompt.text.parse::<usize>().unwrap();
+            let judge = |row| if failing.contains(&row) { Err(format!("bad {row}")) } else { Ok(row as f32) };
+            rows.iter().map(|(prompt, _)| judge(row(prompt))).collect()
+        });
+        (verdicts, n_asked.into_inner())
+    }
+
+    #[test]
+    fn rows_keep_their_places() {
+        for (rows_per_question, n_at_once) in [(1, 1), (3, 4), (100, 2), (7, 50)] {
+            let plan = Plan { rows_per_question, n_at_once, until_failure: false };
+            let (verdicts, n_asked) = verdicts(50, &plan, &[0, 20, 49]);
+            assert_eq!(n_asked, 50_usize.div_ceil(rows_per_question));
+            let mut expected: Vec<Verdict> = (0..50).map(|row| Ok(row as f32)).collect();
+            [0, 20, 49].into_iter().for_each(|row| expected[row] = Err(format!("bad {row}")));
+            assert_eq!(verdicts, expected);
+        }
+        let plan = Plan { rows_per_question: 4, n_at_once: 4, until_failure: true };
+        assert!(scores_or_first_failure(verdicts(0, &plan, &[]).0).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_first_failure_is_found_and_later_questions_are_spared() {
+        for n_at_once in [1, 3, 8] {
+            let plan = Plan { rows_per_question: 2, n_at_once, until_failure: true };
+            for _ in 0..50 {
+                let (verdicts, n_asked) = verdicts(200, &plan, &[5, 6, 150]);
+                let message = scores_or_first_failure(verdicts).unwrap_err().to_string();
+                assert_eq!(message, "row 5: bad 5");
+                assert!(n_at_once > 1 || n_asked == 3, "{n_asked} questions were asked");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_is_resumed_and_what_was_lent_is_back() {
+        let pool = Pool::new(vec![1]);
+        let plan = Plan { rows_per_question: 1, n_at_once: 2, until_failure: false };
+        let prompt = Prompt::new("x");
+        let image = RgbImage::new(1, 1);
+        let panicked =
+            std::panic::catch_unwind(|| scatter(&[(&prompt, &image)], &plan, |_| pool.lend(|_| panic!("on purpose"))));
+        assert!(panicked.is_err());
+        assert_eq!(pool.lend(|thing| *thing), 1);
+    }
+}

@@ -1,0 +1,119 @@
+//! Judging over HTTP: a scorer on another machine, or one in another language that is a service already.
+//!
+//! The message is the one of [`exchange`](crate::exchange): `POST` to the configured URL, the question as the body
+//! (`application/octet-stream`), answered by 200 and the answer's JSON. In Python a server needs nothing but
+//!
+//! ```python
+//! line, pictures = body.split(b"\n", 1)
+//! header = json.loads(line)                      # header["prompts"][i]["text"], ["columns"]
+//! for n_bytes in header["images"]:
+//!     picture, pictures = pictures[:n_bytes], pictures[n_bytes:]   # PIL.Image.open(io.BytesIO(picture))
+//! ```
+//!
+//! and `{"scores": [...], "model": "...", "version": "..."}`; `examples/score_server.py` is a whole one. [`serve`] serves
+//! any reward of Rust; `examples/score_server.rs` shows it.
+//!
+//! | what goes wrong | what is done | whose samples fail |
+//! |---|---|---|
+//! | a score is `null`, `NaN` or no number; a text in `errors` | nothing more | its own |
+//! | no connection, a broken one, none within `timeout_ms`; status 429 or 5xx | asked again, `retry.times` times, each wait twice the former | the request's |
+//! | another status; a redirect; an answer too long or not of the protocol; another count of scores | not asked again | the request's |
+//! | another `model` or `version` than in the first answer | not asked again | the request's |
+//! | a picture that cannot be encoded | it is not sent | its own |
+//!
+//! Where the run's rule for failed samples is `error`, the first of them in the batch's order stops the run
+//! ([`Reward::score_batch`]); where it is `exclude`, those named above are left out and counted, and all others keep
+//! their scores ([`Reward::score_each`]). None is ever scored 0 for having failed.
+//!
+//! The core stays synchronous: a reward owns a small runtime of its own, and whoever asks for scores waits for it as
+//! for a channel, on any thread, also one of another runtime.
+//! Only loopback addresses are accepted unless `allow_remote` says so; no redirect is followed, no proxy is looked for
+//! in the environment.
+
+mod client;
+mod config;
+mod server;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use grpo::{BoxError, Prompt, Result, Reward};
+use image::RgbImage;
+
+use crate::exchange::{Answers, Plan, Pool, Question, Verdict, scatter, scores_or_first_failure};
+use client::Client;
+
+pub use config::{HttpConfig, HttpLimits, Retry};
+pub use server::{ServerConfig, serve};
+
+/// Judges an image by what a server says.
+///
+/// ```no_run
+/// use grpo::{Prompt, Reward};
+/// use grpo_rewards::remote::{HttpConfig, HttpReward};
+///
+/// let reward = HttpReward::new(HttpConfig::new("hps", "http://127.0.0.1:8000/score"))?;
+/// let score = reward.score(&Prompt::new("a rose"), &image::RgbImage::new(64, 64));
+/// # Ok::<(), grpo::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct HttpReward {
+    config: HttpConfig,
+    client: Client,
+    answers: Answers,
+    /// Whoever holds one may have a request under way, its pictures in memory.
+    permits: Pool<()>,
+    next_id: AtomicU64,
+}
+
+impl HttpReward {
+    /// Checks the configuration and reads the token; the server is first asked when there is something to judge.
+    pub fn new(config: HttpConfig) -> Result<Self> {
+        let client = Client::new(&config)?;
+        let permits = Pool::new(vec![(); config.limits.max_in_flight.get()]);
+        Ok(Self { config, client, permits, answers: Answers::by_connection(), next_id: AtomicU64::new(0) })
+    }
+
+    /// Requests that were sent again so far, for any reason.
+    pub fn n_retries(&self) -> u64 {
+        self.client.n_retries()
+    }
+
+    fn verdicts(&self, batch: &[(&Prompt, &RgbImage)], until_failure: bool) -> Vec<Verdict> {
+        let limits = &self.config.limits;
+        let plan = Plan {
+            rows_per_question: limits.images_per_request.get(),
+            n_at_once: limits.max_in_flight.get(),
+            until_failure,
+        };
+        scatter(batch, &plan, |rows| {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let ask = |question| self.ask(question).map_err(|message| format!("{}: {message}", self.config.url));
+            self.permits.lend(|()| Question::ask(rows, id, self.config.encoding, ask))
+        })
+    }
+
+    fn ask(&self, question: Question) -> Result<Vec<Verdict>, String> {
+        let (id, n_images) = (question.id, question.n_images);
+        let answer = self.client.post(question)?;
+        self.answers.verdicts(&answer, id, n_images)
+    }
+}
+
+impl Reward<RgbImage> for HttpReward {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn score(&self, prompt: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
+        let scores = self.score_batch(&[(prompt, image)])?;
+        scores.first().copied().ok_or_else(|| "the server returned no score".into())
+    }
+
+    fn score_batch(&self, batch: &[(&Prompt, &RgbImage)]) -> Result<Vec<f32>, BoxError> {
+        scores_or_first_failure(self.verdicts(batch, true))
+    }
+
+    fn score_each(&self, batch: &[(&Prompt, &RgbImage)]) -> Vec<Result<f32, BoxError>> {
+        self.verdicts(batch, false).into_iter().map(|verdict| verdict.map_err(Into::into)).collect()
+    }
+}

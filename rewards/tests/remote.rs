@@ -1,0 +1,482 @@
+//! A reward behind HTTP against a server that misbehaves in every way a server can.
+//!
+//! The server of these tests is written on a bare socket and reads questions by itself, so that client and server
+//! cannot share a mistake.
+
+#![cfg(feature = "http")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers may fail the test")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use grpo::testing::check_reward;
+use grpo::{BoxError, Prompt, Reward, RewardSet};
+use grpo_rewards::exchange::Encoding;
+use grpo_rewards::remote::{HttpConfig, HttpReward, ServerConfig, serve};
+use grpo_rewards::{Brightness, JpegCompressibility};
+use image::{Rgb, RgbImage};
+use serde_json::{Value, json};
+
+/// A question as it came over the wire.
+struct Asked {
+    head: String,
+    header: Value,
+    /// Each picture's first red value, which is what the server scores by.
+    reds: Vec<u8>,
+}
+
+impl Asked {
+    fn scores(&self) -> Vec<Value> {
+        self.reds.iter().map(|red| json!(score_of(*red))).collect()
+    }
+
+    fn answer(&self) -> Reply {
+        Reply::ok(&json!({ "scores": self.scores(), "model": "reds", "version": 1 }))
+    }
+}
+
+/// Not a whole number of tenths, so that only exact transport gives it back.
+fn score_of(red: u8) -> f32 {
+    f32::from(red) / 7.0 - 3.0
+}
+
+enum Reply {
+    /// The status line and further headers, and the body.
+    Whole(String, Vec<u8>),
+    /// These bytes, and the end of the connection.
+    Raw(Vec<u8>),
+    /// Nothing, until the client goes.
+    Hang,
+}
+
+impl Reply {
+    fn ok(body: &Value) -> Self {
+        Self::Whole("200 OK".into(), body.to_string().into_bytes())
+    }
+
+    fn status(status: &str, body: &str) -> Self {
+        Self::Whole(status.into(), body.as_bytes().to_vec())
+    }
+}
+
+fn read_request(stream: &TcpStream) -> Option<Asked> {
+    let mut reader = BufReader::new(stream);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let length = head.to_lowercase().split("content-length: ").nth(1)?.split("\r\n").next()?.parse().ok()?;
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let line = body.iter().position(|byte| *byte == b'\n')?;
+    let header: Value = serde_json::from_slice(&body[..line]).ok()?;
+    let mut rest = &body[line + 1..];
+    let mut reds = Vec::new();
+    for n_bytes in header["images"].as_array()? {
+        let (picture, behind) = rest.split_at(usize::try_from(n_bytes.as_u64()?).ok()?);
+        reds.push(image::load_from_memory(picture).ok()?.to_rgb8().get_pixel(0, 0)[0]);
+        rest = behind;
+    }
+    rest.is_empty().then_some(Asked { head, header, reds })
+}
+
+fn write_reply(mut stream: &TcpStream, reply: Reply) -> std::io::Result<()> {
+    match reply {
+        Reply::Whole(status, body) => {
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+            stream.write_all(&body)
+        }
+        Reply::Raw(bytes) => stream.write_all(&bytes),
+        Reply::Hang => stream.read(&mut [0]).map(drop),
+    }
+}
+
+/// Serves on a thread of its own for the rest of the test; `respond` is given the question and how many came before.
+fn server(respond: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/score", listener.local_addr().unwrap());
+    let respond = Arc::new(respond);
+    let n_asked = Arc::new(AtomicUsize::new(0));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (respond, n_asked) = (Arc::clone(&respond), Arc::clone(&n_asked));
+            std::thread::spawn(move || {
+                let asked = read_request(&stream)?;
+                let reply = respond(&asked, n_asked.fetch_add(1, Ordering::SeqCst));
+                write_reply(&stream, reply).ok()
+            });
+        }
+    });
+    url
+}
+
+/// Two pictures a request, quick to retry and to lose patience.
+fn config(url: &str) -> HttpConfig {
+    let mut config = HttpConfig::new("far", url);
+    config.limits.images_per_request = NonZeroUsize::new(2).unwrap();
+    config.retry.first_wait_ms = 2;
+    config.retry.times = 1;
+    config
+}
+
+fn reward(url: &str) -> HttpReward {
+    HttpReward::new(config(url)).unwrap()
+}
+
+const N_ROWS: usize = 6;
+
+/// Prompts and pictures whose first red is `10 * row`.
+fn rows(n_rows: usize) -> Vec<(Prompt, RgbImage)> {
+    let picture = |row| RgbImage::from_fn(9, 5, |x, y| Rgb([if x + y == 0 { 10 * row } else { 200 }, y as u8, 3]));
+    (0..n_rows as u8).map(|row| (Prompt::new(format!("prompt {row}")).with("row", row), picture(row))).collect()
+}
+
+fn batch(rows: &[(Prompt, RgbImage)]) -> Vec<(&Prompt, &RgbImage)> {
+    rows.iter().map(|(prompt, image)| (prompt, image)).collect()
+}
+
+fn expected(row: usize) -> f32 {
+    score_of(10 * row as u8)
+}
+
+/// Exactly `failed` rows fail with `message`; every other score is right to the last bit.
+fn check_failures(reward: &impl Reward<RgbImage>, failed: &[usize], message: &str) {
+    let rows = rows(N_ROWS);
+    let each = reward.score_each(&batch(&rows));
+    assert_eq!(each.len(), N_ROWS);
+    for (row, verdict) in each.iter().enumerate() {
+        match (failed.contains(&row), verdict) {
+            (true, Err(error)) => assert!(error.to_string().contains(message), "row {row}: {error} lacks {message}"),
+            (false, Ok(score)) => assert_eq!(*score, expected(row), "row {row}"),
+            (_, verdict) => panic!("row {row}, where {failed:?} should fail: {verdict:?}"),
+        }
+    }
+    let error = reward.score_batch(&batch(&rows)).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("row {}: ", failed[0])), "{error}");
+    assert!(error.contains(message), "{error} lacks {message}");
+}
+
+/// One kind of failure, done to the answer that holds the bad row.
+type Spoil = fn(&Asked, usize) -> Reply;
+
+/// With `at` where the bad row is among those asked about.
+fn with_scores(asked: &Asked, at: usize, score: &str) -> Reply {
+    let mut scores: Vec<String> = asked.scores().iter().map(Value::to_string).collect();
+    scores[at] = score.into();
+    let body = format!(r#"{{"scores":[{}],"model":"reds","version":1}}"#, scores.join(","));
+    Reply::Whole("200 OK".into(), body.into_bytes())
+}
+
+#[test]
+fn every_failure_at_every_place_fails_what_it_must_and_nothing_else() {
+    let of_sample: [(&str, Spoil); 4] = [
+        ("was given no score (null)", |asked, at| with_scores(asked, at, "null")),
+        ("scored NaN", |asked, at| with_scores(asked, at, "NaN")),
+        ("scored Infinity", |asked, at| with_scores(asked, at, "Infinity")),
+        ("ValueError: no face", |asked, at| {
+            let mut errors = vec![Value::Null; asked.reds.len()];
+            errors[at] = json!("ValueError: no face");
+            Reply::ok(&json!({ "scores": asked.scores(), "errors": errors, "model": "reds", "version": 1 }))
+        }),
+    ];
+    let of_request: [(&str, Spoil); 7] = [
+        ("no answer within 40 ms (raise timeout_ms); gave up after 2 attempts", |_, _| Reply::Hang),
+        ("returned 1 scores for 2 images", |asked, _| {
+            Reply::ok(&json!({ "scores": asked.scores()[1..], "model": "reds", "version": 1 }))
+        }),
+        ("status 500 Internal Server Error: out of memory; gave up after 2 attempts", |_, _| {
+            Reply::status("500 Internal Server Error", "out of memory\nat line 3")
+        }),
+        ("connection closed before message completed; gave up after 2 attempts", |_, _| Reply::Raw(Vec::new())),
+        ("its answer broke off", |_, _| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"sco".to_vec())),
+        ("its answer is not what the protocol asks for", |_, _| Reply::status("200 OK", "<html>hello</html>")),
+        ("status 400 Bad Request: no such column", |_, _| Reply::status("400 Bad Request", "no such column")),
+    ];
+    for bad in [0, 2, 5] {
+        for (message, spoil) in &of_sample {
+            check_failures(&spoilt(bad, *spoil), &[bad], message);
+        }
+        let of_its_request = [bad / 2 * 2, bad / 2 * 2 + 1];
+        for (message, spoil) in &of_request {
+            check_failures(&spoilt(bad, *spoil), &of_its_request, message);
+        }
+    }
+}
+
+/// A reward whose server spoils each answer about row `bad`.
+fn spoilt(bad: usize, spoil: Spoil) -> HttpReward {
+    let url = server(move |asked, _| match asked.reds.iter().position(|red| usize::from(*red) == 10 * bad) {
+        Some(at) => spoil(asked, at),
+        None => asked.answer(),
+    });
+    let mut config = config(&url);
+    config.limits.timeout_ms = 40;
+    HttpReward::new(config).unwrap()
+}
+
+#[test]
+fn the_message_names_reward_row_and_server() {
+    let url = server(|_, _| Reply::status("422 Unprocessable Entity", "\n  pictures must be square \nmore"));
+    let set = RewardSet::new().with(reward(&url), 1.0).unwrap();
+    let rows = rows(3);
+    let error = set.score(&batch(&rows)).unwrap_err().to_string();
+    let said = "status 422 Unprocessable Entity: pictures must be square...";
+    assert!(error == format!("reward `far`: row 0: {url}: {}", said.trim_end_matches("...")), "{error}");
+}
+
+#[test]
+fn passing_troubles_are_retried_and_counted_and_lasting_ones_are_not() {
+    let troubles: [fn() -> Reply; 4] = [
+        || Reply::status("500 Internal Server Error", ""),
+        || Reply::status("429 Too Many Requests", "wait"),
+        || Reply::Raw(Vec::new()),
+        || Reply::status("503 Service Unavailable", "loading"),
+    ];
+    for trouble in troubles {
+        let url = server(move |asked, n_before| if n_before < 2 { trouble() } else { asked.answer() });
+        let mut config = config(&url);
+        config.retry.times = 3;
+        let reward = HttpReward::new(config).unwrap();
+        let rows = rows(2);
+        assert_eq!(reward.score_batch(&batch(&rows)).unwrap(), [expected(0), expected(1)]);
+        assert_eq!(reward.n_retries(), 2);
+    }
+    for status in ["400 Bad Request", "401 Unauthorized", "404 Not Found", "204 No Content"] {
+        let n_asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&n_asked);
+        let url = server(move |_, n_before| {
+            counted.store(n_before + 1, Ordering::SeqCst);
+            Reply::status(status, "")
+        });
+        let (reward, rows) = (reward(&url), rows(1));
+        let error = reward.score_batch(&batch(&rows)).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("status {status}")), "{error}");
+        assert_eq!((n_asked.load(Ordering::SeqCst), reward.n_retries()), (1, 0), "{status}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_named_with_the_systems_words() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = reward(&format!("http://{free}/score")).score_batch(&batch(&rows(1))).unwrap_err().to_string();
+    assert!(error.contains(&free.to_string()) && error.contains("Connection refused"), "{error}");
+    assert!(error.ends_with("gave up after 2 attempts"), "{error}");
+}
+
+#[test]
+fn an_answer_that_is_too_long_is_refused() {
+    let url = server(|asked, _| {
+        let errors = vec!["x".repeat(700); asked.reds.len()];
+        Reply::ok(&json!({ "scores": asked.scores(), "errors": errors, "model": "reds", "version": 1 }))
+    });
+    let mut config = config(&url);
+    config.limits.max_response_bytes = 1000;
+    let reward = HttpReward::new(config).unwrap();
+    check_failures(&reward, &[0, 1, 2, 3, 4, 5], "its answer has more than 1000 bytes (max_response_bytes)");
+    assert_eq!(reward.n_retries(), 0);
+}
+
+#[test]
+fn a_redirect_is_refused_and_not_followed() {
+    let n_followed = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&n_followed);
+    let other = server(move |asked, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        asked.answer()
+    });
+    for status in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"] {
+        let target = other.clone();
+        let url = server(move |_, _| Reply::Whole(format!("{status}\r\nLocation: {target}"), Vec::new()));
+        let message = format!("redirects to `{other}` ({status}), which is not followed");
+        check_failures(&reward(&url), &[0, 1, 2, 3, 4, 5], &message);
+    }
+    assert_eq!(n_followed.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn another_model_in_the_middle_of_a_run_is_an_error_that_names_both() {
+    let url = server(|asked, n_before| {
+        let version = if n_before == 0 { "2.0" } else { "2.1" };
+        Reply::ok(&json!({ "scores": asked.scores(), "model": "hps", "version": version }))
+    });
+    let reward = reward(&url);
+    let rows = rows(2);
+    assert!(reward.score_batch(&batch(&rows)).is_ok());
+    let error = reward.score_batch(&batch(&rows)).unwrap_err().to_string();
+    assert!(error.contains(r#"was model "hps", version "2.0", and is now model "hps", version "2.1""#), "{error}");
+    assert_eq!(reward.n_retries(), 0);
+}
+
+#[derive(Default)]
+struct Traffic {
+    n_arrived: usize,
+    n_left: usize,
+    most_at_once: usize,
+}
+
+#[test]
+fn requests_overlap_within_their_limit_and_scores_keep_their_places() {
+    let traffic = Arc::new((Mutex::new(Traffic::default()), Condvar::new()));
+    let seen = Arc::clone(&traffic);
+    // The first three wait for each other and leave last first; a client that sends one at a time waits out the limit.
+    let url = server(move |asked, number| {
+        let (traffic, changed) = &*seen;
+        let mut now = traffic.lock().unwrap();
+        now.n_arrived += 1;
+        now.most_at_once = now.most_at_once.max(now.n_arrived - now.n_left);
+        changed.notify_all();
+        let waits = |now: &mut Traffic| number < 3 && (now.n_arrived < 3 || now.n_left < 2 - number);
+        now = changed.wait_timeout_while(now, Duration::from_secs(2), waits).unwrap().0;
+        now.n_left += 1;
+        changed.notify_all();
+        drop(now);
+        asked.answer()
+    });
+    let mut config = config(&url);
+    config.limits.max_in_flight = NonZeroUsize::new(3).unwrap();
+    let reward = HttpReward::new(config).unwrap();
+    let rows = rows(24);
+    let wanted: Vec<f32> = (0..24).map(expected).collect();
+    // Two threads share one limit.
+    std::thread::scope(|scope| {
+        let threads = [(); 2].map(|()| scope.spawn(|| reward.score_batch(&batch(&rows)).unwrap()));
+        threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), wanted));
+    });
+    assert_eq!(traffic.0.lock().unwrap().most_at_once, 3, "requests under way at most");
+}
+
+#[test]
+fn a_thread_of_another_runtime_may_ask_and_drop() {
+    let url = server(|asked, _| asked.answer());
+    for runtime in [
+        tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap(),
+    ] {
+        runtime.block_on(async {
+            let (reward, rows) = (reward(&url), rows(3));
+            assert_eq!(reward.score_batch(&batch(&rows)).unwrap(), [expected(0), expected(1), expected(2)]);
+            drop(reward);
+        });
+    }
+}
+
+#[test]
+fn the_question_carries_columns_token_and_encoding() {
+    // The variable is the build tool's own: setting one would be unsafe, and others are not everywhere.
+    let token = std::env::var("CARGO_PKG_NAME").unwrap();
+    let heads = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&heads);
+    let url = server(move |asked, _| {
+        seen.lock().unwrap().push((asked.head.to_lowercase(), asked.header.clone()));
+        asked.answer()
+    });
+    let mut config = config(&url);
+    config.token_env = Some("CARGO_PKG_NAME".into());
+    config.encoding = Encoding::Jpeg { quality: 95 };
+    let reward = HttpReward::new(config).unwrap();
+    assert!(!format!("{reward:?}").contains(&format!("Bearer {token}")), "the token is in no message");
+    let rows = rows(1);
+    assert_eq!(reward.score_each(&batch(&rows)).len(), 1);
+    assert!(reward.score_batch(&[]).unwrap().is_empty(), "nothing to judge is no request");
+    let heads = heads.lock().unwrap();
+    assert_eq!(heads.len(), 1);
+    let (head, header) = &heads[0];
+    assert!(head.contains(&format!("authorization: bearer {token}\r\n")), "{head}");
+    assert!(head.starts_with("post /score http/1.1\r\n") && head.contains("application/octet-stream"), "{head}");
+    assert_eq!(header["prompts"], json!([{ "text": "prompt 0", "columns": { "row": 0 } }]));
+    assert_eq!((&header["encoding"], &header["protocol"]), (&json!("jpeg"), &json!(1)));
+}
+
+/// Serves a reward of this crate; its address.
+fn served(reward: impl Reward<RgbImage> + 'static, config: ServerConfig) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/score", listener.local_addr().unwrap());
+    std::thread::spawn(move || serve(listener, reward, config));
+    url
+}
+
+#[test]
+fn a_served_reward_scores_as_it_does_here() {
+    let rows = rows(N_ROWS);
+    let rows = batch(&rows);
+    let light = reward(&served(Brightness, ServerConfig::new("brightness", "1")));
+    assert_eq!(light.score_batch(&rows).unwrap(), Brightness.score_batch(&rows).unwrap());
+    check_reward(&light, &rows).unwrap();
+    let small = reward(&served(JpegCompressibility, ServerConfig::new("compressibility", "1")));
+    assert_eq!(small.score_batch(&rows).unwrap(), JpegCompressibility.score_batch(&rows).unwrap());
+}
+
+#[cfg(feature = "onnx")]
+#[test]
+fn a_served_network_scores_as_it_does_here() {
+    use grpo_rewards::clip::ClipReward;
+    let rows = rows(N_ROWS);
+    let here = ClipReward::tiny().unwrap();
+    let mut config = config(&served(ClipReward::tiny().unwrap(), ServerConfig::new("clip", "tiny")));
+    config.limits.images_per_request = NonZeroUsize::new(N_ROWS).unwrap();
+    let far = HttpReward::new(config).unwrap();
+    assert_eq!(far.score_batch(&batch(&rows)).unwrap(), here.score_batch(&batch(&rows)).unwrap());
+}
+
+#[test]
+fn a_served_reward_tells_each_failure_apart() {
+    struct Picky;
+    impl Reward<RgbImage> for Picky {
+        fn name(&self) -> &str {
+            "picky"
+        }
+        fn score(&self, _: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
+            match image.get_pixel(0, 0)[0] {
+                20 => Err("no \"face\" found".into()),
+                40 => Ok(f32::NAN),
+                red => Ok(score_of(red)),
+            }
+        }
+    }
+    let far = reward(&served(Picky, ServerConfig::new("picky", "1")));
+    let rows = rows(N_ROWS);
+    let each = far.score_each(&batch(&rows));
+    assert_eq!(each[2].as_ref().unwrap_err().to_string(), "no \"face\" found");
+    assert_eq!(each[4].as_ref().unwrap_err().to_string(), "scored NaN");
+    for row in [0, 1, 3, 5] {
+        assert_eq!(*each[row].as_ref().unwrap(), expected(row));
+    }
+}
+
+/// The whole answer to a request in a socket's own words.
+fn said(url: &str, request: &[u8]) -> String {
+    let address = url.trim_start_matches("http://").trim_end_matches("/score");
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_server_refuses_in_plain_words() {
+    let config = ServerConfig { max_request_bytes: 2000, ..ServerConfig::new("brightness", "1") };
+    let url = served(Brightness, config);
+    let post = |path: &str, body: &str| {
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    };
+    let cases = [
+        (post("/", ""), "404 Not Found", "only /score is served"),
+        (b"GET /score HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), "405 Method Not Allowed", "send a POST"),
+        (post("/score", "{}"), "400 Bad Request", "its first line has no end"),
+        (post("/score", &"x".repeat(2001)), "413 Payload Too Large", "the request has 2001 bytes; at most 2000"),
+    ];
+    for (request, status, text) in cases {
+        let answer = said(&url, &request);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")) && answer.contains(text), "{answer}");
+    }
+    let noise = RgbImage::from_fn(60, 60, |x, y| Rgb([(x * y * 37 % 251) as u8, (x * 91 % 256) as u8, (y * 53) as u8]));
+    let error = reward(&url).score_batch(&[(&Prompt::new("x"), &noise)]).unwrap_err().to_string();
+    assert!(error.contains("status 413 Payload Too Large: the request has"), "{error}");
+}
