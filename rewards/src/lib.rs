@@ -5,6 +5,8 @@
 //! | [`geneval`] | GenEval's published rules behind a `Detector` trait |
 //! | [`resize`] | Pillow's bicubic resizing, bit for bit |
 //! | [`shapes`] | the embedded world: scenes, renderer, captions, prompts, exact detector |
+//! | `clip` (feature `onnx`) | CLIP and HPS: preprocessing, tokenizer, cosine of embeddings |
+//! | [`process`] | a program of one's own, such as a Python script, as a reward |
 //! | `remote` (feature `http`) | a scorer behind HTTP as a reward, and a server for any reward |
 //! | [`exchange`] | the message that both speak |
 //! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions |
@@ -22,6 +24,7 @@ mod compressibility;
 pub mod exchange;
 pub mod geneval;
 pub mod resize;
+pub mod process;
 pub mod shapes;
 
 pub use brightness::Brightness;

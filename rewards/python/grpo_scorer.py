@@ -1,0 +1,79 @@
+"""A reward in Python: `serve` answers a run's questions over standard input and output.
+
+    from grpo_scorer import serve
+
+    def score(prompt, image, columns):   # a text, a PIL image (PNG bytes without PIL), the data set's columns
+        return 0.5                       # higher is better; an exception fails this sample alone
+
+    serve(score, model="mine", version="1")
+
+A model that is faster on many pictures takes lists, `serve(scores, batch=True)`, and returns one score each, None or
+NaN where there is none; an exception then fails all of its pictures. What is printed goes to standard error: standard
+output belongs to the protocol (rewards/src/exchange/mod.rs).
+"""
+
+import io
+import json
+import os
+import sys
+
+try:
+    from PIL import Image
+except ImportError:
+    Image = None
+
+PROTOCOL = 1
+
+
+def decode(data):
+    return data if Image is None else Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def read_question(stream):
+    """The header and the pictures' bytes, or None at the end of the stream."""
+    line = stream.readline()
+    if not line:
+        return None
+    header = json.loads(line)
+    if header["protocol"] != PROTOCOL:
+        raise ValueError(f"protocol {header['protocol']}; this file speaks {PROTOCOL}: take that of the same grpo")
+    pictures = [stream.read(n_bytes) for n_bytes in header["images"]]
+    return header, pictures
+
+
+def attempt(score, *arguments):
+    """The result and no error, or no result and the error's text."""
+    try:
+        return score(*arguments), None
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def judge(score, header, pictures, batch):
+    """The scores and errors of one question."""
+    texts = [prompt["text"] for prompt in header["prompts"]]
+    columns = [prompt["columns"] for prompt in header["prompts"]]
+    if not batch:
+        one = lambda text, data, values: float(score(text, decode(data), values))
+        rows = [attempt(one, *row) for row in zip(texts, pictures, columns)]
+        return [value for value, _ in rows], [error for _, error in rows]
+    number = lambda value: None if value is None else float(value)
+    scores, error = attempt(lambda: [number(value) for value in score(texts, [decode(p) for p in pictures], columns)])
+    return (scores, [None] * len(scores)) if error is None else ([None] * len(texts), [error] * len(texts))
+
+
+def answer(score, header, pictures, model, version, batch):
+    """The answer's JSON as bytes, one line without its end."""
+    scores, errors = judge(score, header, pictures, batch)
+    line = {"id": header["id"], "scores": scores, "errors": errors, "model": model, "version": version}
+    return json.dumps(line).encode()
+
+
+def serve(score, model=None, version=None, batch=False):
+    """Answers until the run closes standard input."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    questions = sys.stdin.buffer
+    while (question := read_question(questions)) is not None:
+        answers.write(answer(score, *question, model, version, batch) + b"\n")
+        answers.flush()

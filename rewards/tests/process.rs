@@ -1,0 +1,349 @@
+//! A reward in a program of one's own, against programs that misbehave in every way a program can.
+
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers may fail the test")]
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use grpo::testing::check_reward;
+use grpo::{Prompt, Reward, RewardSet};
+use grpo_rewards::process::{ProcessConfig, ProcessLimits, ProcessReward};
+use image::{Rgb, RgbImage};
+use tempfile::TempDir;
+
+/// Reads questions without the helper that is shipped, and does `kind` to the answer that holds a picture of red `bad`.
+const SPOILER: &str = r#"
+import json, os, sys, threading, zlib
+
+def red(png):
+    at, data = 8, b""
+    while at < len(png):
+        n = int.from_bytes(png[at:at + 4], "big")
+        if png[at + 4:at + 8] == b"IDAT":
+            data += png[at + 8:at + 8 + n]
+        at += 12 + n
+    return zlib.decompress(data)[1]  # the first pixel of the first line is the same under every filter
+
+kind, bad = sys.argv[1], int(sys.argv[2])
+while line := sys.stdin.buffer.readline():
+    header = json.loads(line)
+    reds = [red(sys.stdin.buffer.read(n)) for n in header["images"]]
+    answer = {"id": header["id"], "scores": [r * 0.375 - 3 for r in reds], "model": "reds", "version": 1}
+    if bad in reds:
+        at = reds.index(bad)
+        if kind == "null":
+            answer["scores"][at] = None
+        elif kind == "nan":
+            answer["scores"][at] = float("nan")
+        elif kind == "exception":
+            answer["errors"] = ["ValueError: no face" if i == at else None for i in range(len(reds))]
+        elif kind == "short":
+            answer["scores"].pop()
+        elif kind == "hang":
+            threading.Event().wait()
+        elif kind == "death":
+            print("loading", "model is gone", sep="\n", file=sys.stderr)
+            sys.exit(3)
+        elif kind == "kill":
+            os.kill(os.getpid(), 9)
+        elif kind == "garbage":
+            print("scoring now")
+        elif kind == "noise":
+            print("x" * 5000)
+        elif kind == "cut":
+            sys.stdout.write(json.dumps(answer)[:20])
+            sys.exit(0)
+        elif kind == "no id":
+            del answer["id"]
+        elif kind == "twice":
+            print(json.dumps(answer))
+        elif kind == "version":
+            answer["version"] = 2
+        elif kind == "once" and not os.path.exists(sys.argv[3]):
+            open(sys.argv[3], "w").close()
+            sys.exit(1)
+    print(json.dumps(answer), flush=True)
+"#;
+
+const N_ROWS: usize = 6;
+
+fn expected(row: usize) -> f32 {
+    10.0 * row as f32 * 0.375 - 3.0
+}
+
+/// Prompts and pictures whose first red is `10 * row`.
+fn rows(n_rows: usize) -> Vec<(Prompt, RgbImage)> {
+    let picture = |row| RgbImage::from_fn(9, 5, |x, y| Rgb([if x + y == 0 { 10 * row } else { 200 }, y as u8, 3]));
+    (0..n_rows as u8).map(|row| (Prompt::new(format!("prompt {row}")).with("row", row), picture(row))).collect()
+}
+
+fn batch(rows: &[(Prompt, RgbImage)]) -> Vec<(&Prompt, &RgbImage)> {
+    rows.iter().map(|(prompt, image)| (prompt, image)).collect()
+}
+
+/// A folder with a script of this text.
+fn script(text: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("reward.py");
+    fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+/// Two pictures a question; the first answer may take long on a busy machine.
+fn limits() -> ProcessLimits {
+    let mut limits = ProcessLimits::default();
+    limits.images_per_request = NonZeroUsize::new(2).unwrap();
+    limits.max_answer_bytes = 4000;
+    limits
+}
+
+fn reward(script: &Path, arguments: &[&str], limits: ProcessLimits) -> ProcessReward {
+    // Without site packages Python starts several times faster.
+    let command = ["python3", "-S", script.to_str().unwrap()];
+    let command = command.into_iter().chain(arguments.iter().copied()).map(String::from).collect();
+    ProcessReward::new(ProcessConfig { name: "mine".into(), command, limits }).unwrap()
+}
+
+/// Exactly `failed` rows fail with `message`; every other score is right to the last bit.
+fn check_failures(reward: &ProcessReward, failed: &[usize], message: &str) {
+    let rows = rows(N_ROWS);
+    let each = reward.score_each(&batch(&rows));
+    assert_eq!(each.len(), N_ROWS);
+    for (row, verdict) in each.iter().enumerate() {
+        match (failed.contains(&row), verdict) {
+            (true, Err(error)) => assert!(error.to_string().contains(message), "row {row}: {error} lacks {message}"),
+            (false, Ok(score)) => assert_eq!(*score, expected(row), "row {row}"),
+            (_, verdict) => panic!("row {row}, where {failed:?} should fail with {message}: {verdict:?}"),
+        }
+    }
+    let error = reward.score_batch(&batch(&rows)).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("row {}: ", failed[0])), "{error}");
+    assert!(error.contains(message), "{error} lacks {message}");
+}
+
+/// One kind of failure at the first, a middle and the last row.
+fn check_kind(kind: &str, message: &str, fails_alone: bool, limits: ProcessLimits) {
+    let (_folder, script) = script(SPOILER);
+    std::thread::scope(|scope| {
+        for bad in [0, 2, 5] {
+            let script = &script;
+            scope.spawn(move || {
+                let reward = reward(script, &[kind, &(10 * bad).to_string()], limits);
+                let question = [bad / 2 * 2, bad / 2 * 2 + 1];
+                check_failures(&reward, if fails_alone { std::slice::from_ref(&bad) } else { &question }, message);
+            });
+        }
+    });
+}
+
+#[test]
+fn what_goes_wrong_with_a_sample_fails_it_alone() {
+    check_kind("null", "was given no score (null)", true, limits());
+    check_kind("nan", "scored NaN", true, limits());
+    check_kind("exception", "ValueError: no face", true, limits());
+}
+
+#[test]
+fn what_goes_wrong_with_a_question_fails_its_samples() {
+    check_kind("short", "returned 1 scores for 2 images", false, limits());
+    check_kind("garbage", "it starts with `scoring now`", false, limits());
+    check_kind(
+        "noise",
+        "printed a line of more than 4000 bytes (max_answer_bytes) that starts with `xxx",
+        false,
+        limits(),
+    );
+    check_kind("no id", "answered without an id", false, limits());
+}
+
+#[test]
+fn a_process_that_dies_is_replaced_once_and_its_end_told() {
+    let told = "ended without an answer (exit status: 3); the last it said: model is gone; it was started again once";
+    check_kind("death", told, false, limits());
+    check_kind(
+        "kill",
+        "ended without an answer (signal: 9 (SIGKILL)) and said nothing on standard error",
+        false,
+        limits(),
+    );
+    check_kind("cut", "ended without an answer (exit status: 0)", false, limits());
+}
+
+#[test]
+fn a_process_that_is_too_slow_is_replaced_once() {
+    let mut limits = limits();
+    (limits.timeout_ms, limits.start_timeout_ms) = (100, 500);
+    check_kind(
+        "hang",
+        "did not answer within 600 ms (raise start_timeout_ms); it was started again once",
+        false,
+        limits,
+    );
+}
+
+#[test]
+fn a_process_that_dies_once_costs_no_sample() {
+    let (folder, script) = script(SPOILER);
+    let mark = folder.path().join("died");
+    let reward = reward(&script, &["once", "20", mark.to_str().unwrap()], limits());
+    let rows = rows(N_ROWS);
+    let wanted: Vec<f32> = (0..N_ROWS).map(expected).collect();
+    assert_eq!(reward.score_batch(&batch(&rows)).unwrap(), wanted);
+    assert!(mark.exists(), "it did die");
+}
+
+#[test]
+fn an_answer_too_many_is_not_taken_for_the_next() {
+    let (_folder, script) = script(SPOILER);
+    let reward = reward(&script, &["twice", "0"], limits());
+    let rows = rows(N_ROWS);
+    let each = reward.score_each(&batch(&rows));
+    // Rows 0 and 1 have their scores; the second copy comes where the answer about rows 2 and 3 is due.
+    for (row, verdict) in each.iter().enumerate() {
+        match verdict {
+            Ok(score) => assert!(*score == expected(row) && ![2, 3].contains(&row), "row {row}"),
+            Err(error) => assert!(error.to_string().contains("answered question 0 where 1 was asked"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn another_model_is_an_error_that_names_both() {
+    let (_folder, script) = script(SPOILER);
+    let reward = reward(&script, &["version", "40"], limits());
+    check_failures(&reward, &[4, 5], r#"was model "reds", version 1, and is now model "reds", version 2"#);
+}
+
+#[test]
+fn the_message_names_reward_row_and_program() {
+    let (_folder, script) = script(SPOILER);
+    let set = RewardSet::new().with(reward(&script, &["short", "20"], limits()), 1.0).unwrap();
+    let error = set.score(&batch(&rows(4))).unwrap_err().to_string();
+    assert!(
+        error.starts_with("reward `mine`: row 2: `python3 -S ") && error.contains("reward.py short 20` "),
+        "{error}"
+    );
+}
+
+#[test]
+fn several_processes_and_threads_keep_rows_in_place() {
+    let (_folder, script) = script(SPOILER);
+    let mut limits = limits();
+    limits.workers = NonZeroUsize::new(3).unwrap();
+    let reward = reward(&script, &["none", "0"], limits);
+    let rows = rows(20);
+    let wanted: Vec<f32> = (0..20).map(expected).collect();
+    std::thread::scope(|scope| {
+        let threads = [(); 2].map(|()| scope.spawn(|| reward.score_batch(&batch(&rows)).unwrap()));
+        threads.into_iter().for_each(|thread| assert_eq!(thread.join().unwrap(), wanted));
+    });
+    assert!(reward.score_batch(&[]).unwrap().is_empty());
+    check_reward(&reward, &batch(&rows)).unwrap();
+}
+
+#[test]
+fn a_program_that_is_not_there_is_an_error_at_once() {
+    let message = |command: &[&str]| {
+        let command = command.iter().map(ToString::to_string).collect();
+        let config = ProcessConfig { name: "mine".into(), command, limits: ProcessLimits::default() };
+        ProcessReward::new(config).unwrap_err().to_string()
+    };
+    let missing = message(&["no-such-program-of-grpo", "x"]);
+    assert!(missing.starts_with("reward `mine`: cannot start `no-such-program-of-grpo`: "), "{missing}");
+    assert!(message(&[]).contains("needs a name and a command"));
+}
+
+/// A script that uses the helper of `rewards/python`.
+fn with_helper(text: &str) -> (TempDir, PathBuf) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("python");
+    script(&format!("import sys\nsys.path.insert(0, {folder:?})\nfrom grpo_scorer import serve\n{text}"))
+}
+
+#[test]
+fn the_helper_makes_a_function_a_reward() {
+    let (_folder, script) = with_helper(
+        r#"
+def score(prompt, image, columns):
+    print("a line that must not be taken for an answer")
+    assert image.size == (9, 5) if hasattr(image, "size") else image.startswith(b"\x89PNG")
+    assert prompt == f"prompt {columns['row']}"
+    return {1: None, 2: "many", 3: float("inf"), 4: [][0:1]}.get(columns["row"], columns["row"] * 3.75 - 3)
+
+serve(score, model="mine", version="1")
+"#,
+    );
+    let reward = reward(&script, &[], limits());
+    let rows = rows(N_ROWS);
+    let each = reward.score_each(&batch(&rows));
+    let expected_errors =
+        [(1, "TypeError: float() argument"), (2, "ValueError: could not convert string to float: 'many'")];
+    for (row, message) in expected_errors.into_iter().chain([(3, "scored Infinity"), (4, "TypeError: float()")]) {
+        let error = each[row].as_ref().unwrap_err().to_string();
+        assert!(error.starts_with(message), "row {row}: {error}");
+    }
+    for row in [0, 5] {
+        assert_eq!(*each[row].as_ref().unwrap(), expected(row));
+    }
+}
+
+#[test]
+fn the_helper_takes_a_function_of_lists() {
+    let (_folder, script) = with_helper(
+        r#"
+def scores(prompts, images, columns):
+    assert len(prompts) == len(images) == len(columns)
+    rows = [column["row"] for column in columns]
+    if 4 in rows:
+        raise RuntimeError("out of memory")
+    return [None if row == 1 else row * 3.75 - 3 for row in rows]
+
+serve(scores, batch=True)
+"#,
+    );
+    let reward = reward(&script, &[], limits());
+    let rows = rows(N_ROWS);
+    let each = reward.score_each(&batch(&rows));
+    let error = |row: usize| each[row].as_ref().unwrap_err().to_string();
+    assert!(error(1).starts_with("was given no score"), "{}", error(1));
+    assert_eq!([error(4), error(5)], ["RuntimeError: out of memory", "RuntimeError: out of memory"]);
+    for row in [0, 2, 3] {
+        assert_eq!(*each[row].as_ref().unwrap(), expected(row));
+    }
+}
+
+/// Whether a process runs; one that has ended and waits for its parent does not.
+#[cfg(target_os = "linux")]
+fn runs(process: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|state| !state.is_empty() && !state.starts_with('Z'))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_that_was_started_outlives_the_reward() {
+    let (folder, script) = with_helper(
+        r#"
+import os, subprocess
+child = subprocess.Popen(["sleep", "600"])
+with open(sys.argv[1], "w") as pids:
+    pids.write(f"{os.getpid()} {child.pid}")
+serve(lambda prompt, image, columns: 1.0)
+"#,
+    );
+    let pids = folder.path().join("pids");
+    let reward = reward(&script, &[pids.to_str().unwrap()], limits());
+    assert_eq!(reward.score_batch(&batch(&rows(1))).unwrap(), [1.0]);
+    let pids = fs::read_to_string(pids).unwrap();
+    assert!(pids.split(' ').count() == 2 && pids.split(' ').all(runs), "{pids}");
+    drop(reward);
+    // The one it started is not ours to wait for; the signal is on its way.
+    for _ in 0..200 {
+        if !pids.split(' ').any(runs) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("{pids}: one of them still runs");
+}
