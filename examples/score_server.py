@@ -1,0 +1,58 @@
+"""A reward of Python behind HTTP: put your model into `score`, start this, and name its address in the run.
+
+    python3 examples/score_server.py 8000
+
+Standard library only; pictures are PIL images where PIL is installed, else their bytes. The message is that of
+rewards/src/exchange/mod.rs, one question a request; rewards/python/grpo_scorer.py reads and answers it.
+"""
+
+import io
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "rewards" / "python"))
+from grpo_scorer import answer, read_question
+
+MAX_REQUEST_BYTES = 256 << 20
+MODEL, VERSION = "picture_bytes", "1"  # a run stops where they change: name what decides a score
+one_at_a_time = Lock()  # a model on one GPU gains nothing from threads
+
+
+def score(prompt, image, columns):
+    """Higher is better; an exception fails this picture alone. Here: how plain it is, without PIL by its file."""
+    n_bytes = len(image) if isinstance(image, bytes) else len(image.tobytes())
+    return -n_bytes / 1000
+
+
+class Handler(BaseHTTPRequestHandler):
+    timeout = 60
+
+    def do_POST(self):
+        n_bytes = self.headers.get("Content-Length", "")
+        if not n_bytes.isdigit():
+            return self.say(411, "text/plain", b"send a Content-Length")
+        if int(n_bytes) > MAX_REQUEST_BYTES:
+            self.close_connection = True
+            return self.say(413, "text/plain", f"{n_bytes} bytes; at most {MAX_REQUEST_BYTES}".encode())
+        body = self.rfile.read(int(n_bytes))
+        try:
+            header, pictures = read_question(io.BytesIO(body))
+        except (KeyError, TypeError, ValueError) as error:
+            return self.say(400, "text/plain", f"not a question: {type(error).__name__}: {error}".encode())
+        with one_at_a_time:
+            self.say(200, "application/json", answer(score, header, pictures, MODEL, VERSION, batch=False))
+
+    def say(self, status, content_type, body):
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+if __name__ == "__main__":
+    address = ("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 8000)
+    print(f"http://{address[0]}:{address[1]}/score", flush=True)
+    ThreadingHTTPServer(address, Handler).serve_forever()
