@@ -28,7 +28,10 @@ const ROUNDS: usize = 3;
 fn main() -> Result<()> {
     let policy = SimpleAr::shapes(Stage::Sft, &Device::Cpu)?;
     let prompts: Vec<Prompt> = (0..PROMPTS).map(|n| Prompt::new(["a red star", "two rings"][n % 2])).collect();
-    println!("{:>6} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7}", "chunks", "sampling", "scoring", "in turn", "overlap", "hidden", "limit");
+    println!(
+        "{:>6} {:>9} {:>9} {:>9} {:>9} {:>7} {:>7}",
+        "chunks", "sampling", "scoring", "in turn", "overlap", "hidden", "limit"
+    );
     for chunks in [2, 4, 8, 16] {
         for share in [0.25, 0.5, 0.9] {
             measure(&policy, &prompts, chunks, share)?;
@@ -45,7 +48,8 @@ fn measure(policy: &SimpleAr, prompts: &[Prompt], chunks: usize, share: f64) -> 
     let mut times = Vec::new();
     for round in 0..ROUNDS as u64 {
         let seed = Seed::new(round);
-        let (plain, sampling) = timed(|| Ok(GroupSampler::new(scorer(0.0)?, size, rows).collect(policy, &batch, seed)?))?;
+        let (plain, sampling) =
+            timed(|| Ok(GroupSampler::new(scorer(0.0)?, size, rows).collect(policy, &batch, seed)?))?;
         let pause = share * sampling / (PROMPTS * GROUP) as f64;
         let mut in_turn = GroupSampler::new(scorer(pause)?, size, rows);
         let (_, turns) = timed(|| Ok(in_turn.collect(policy, &batch, seed)?))?;

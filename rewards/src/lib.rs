@@ -23,8 +23,8 @@ mod brightness;
 mod compressibility;
 pub mod exchange;
 pub mod geneval;
-pub mod resize;
 pub mod process;
+pub mod resize;
 pub mod shapes;
 
 pub use brightness::Brightness;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use grpo::{Prompt, RewardSet};
-use grpo_rewards::picture;
+
 use image::RgbImage;
 use serde_json::{Map, Value, json};
 
@@ -66,10 +66,15 @@ impl Score {
         let paths = image_files(&self.images)?;
         if self.paired && paths.len() != asked.len() {
             let (images, prompts) = (paths.len(), asked.len());
-            return Err(Failure::user(format!("--paired: {images} images and {prompts} prompts; give as many of each")));
+            return Err(Failure::user(format!(
+                "--paired: {images} images and {prompts} prompts; give as many of each"
+            )));
         }
         if !self.json {
-            print(&format!("{}  image  prompt", rewards.names().map(|name| format!("{name:>15}")).collect::<String>()))?;
+            print(&format!(
+                "{}  image  prompt",
+                rewards.names().map(|name| format!("{name:>15}")).collect::<String>()
+            ))?;
         }
         self.score(&rewards, &paths, &asked)
     }
@@ -120,7 +125,8 @@ impl Score {
         paths: &'a [PathBuf],
         prompts_of: impl Fn(usize) -> &'a [Prompt],
     ) -> Outcome<Vec<Row<'a>>> {
-        let images: Vec<grpo::Result<RgbImage>> = paths.iter().map(|path| picture::open(path)).collect();
+        let images: Vec<Result<RgbImage, String>> =
+            paths.iter().map(|path| super::open_image(path).map_err(|error| error.to_string())).collect();
         let pairs: Vec<(usize, &Prompt)> =
             (0..paths.len()).flat_map(|image| prompts_of(image).iter().map(move |prompt| (image, prompt))).collect();
         let readable = pairs.iter().filter_map(|&(image, prompt)| Some((prompt, images[image].as_ref().ok()?)));

@@ -15,7 +15,6 @@ use crate::failure::{Failure, Outcome};
 
 pub use rewards::{GateFile, GivenFile, RewardSource, Weighed};
 
-
 /// A GRPO run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -66,8 +66,7 @@ pub fn on_device(tensors: BTreeMap<String, Tensor>, device: &Device) -> Outcome<
 
 /// The rollout that a configuration asks for.
 pub fn rollout(rewards: RewardSet<RgbImage>, config: &TrainConfig) -> Box<dyn Rollout<SimpleAr>> {
-    let (size, rows, failed) =
-        (config.rollout.group_size, config.rollout.rows_per_call, config.rollout.failed_scores);
+    let (size, rows, failed) = (config.rollout.group_size, config.rollout.rows_per_call, config.rollout.failed_scores);
     let rewards = Arc::new(rewards);
     match config.rollout.overlap {
         true => Box::new(OverlappedSampler::new(rewards, size, rows).on_failed(failed)),

@@ -8,7 +8,7 @@ use clap::Args;
 use grpo::{Changed, Gated, Joined, Reward, RewardSet};
 use grpo_rewards::clip::ClipReward;
 use grpo_rewards::geneval::GenEval;
-use grpo_rewards::onnx::{Cuda, OnnxReward, OpenVino, OpenVinoPrecision, Provider, SessionOptions};
+use grpo_rewards::onnx::{Cuda, OpenVino, OpenVinoPrecision, Provider, SessionOptions};
 use grpo_rewards::process::{ProcessConfig, ProcessLimits, ProcessReward};
 use grpo_rewards::remote::{HttpConfig, HttpReward};
 use grpo_rewards::shapes::ShapesDetector;
@@ -97,7 +97,9 @@ impl Place {
         let command: Vec<String> = program.split_whitespace().map(String::from).collect();
         match command.is_empty() {
             false => Ok(Self::Process(ProcessConfig { name: name.clone(), command, limits: ProcessLimits::default() })),
-            true => Err(Failure::user(format!("--scorer {name}={place}: name a program, such as exec:python3 score.py"))),
+            true => {
+                Err(Failure::user(format!("--scorer {name}={place}: name a program, such as exec:python3 score.py")))
+            }
         }
     }
 }
@@ -186,11 +188,7 @@ impl Scorers {
     }
 
     /// The reward after its changes, behind its gate.
-    fn counted(
-        &self,
-        plain: Box<dyn Reward<RgbImage>>,
-        counts: &Weighed,
-    ) -> Outcome<Box<dyn Reward<RgbImage>>> {
+    fn counted(&self, plain: Box<dyn Reward<RgbImage>>, counts: &Weighed) -> Outcome<Box<dyn Reward<RgbImage>>> {
         let changed = match counts.changes.as_slice() {
             [] => plain,
             changes => Box::new(Changed::new(plain, changes.to_vec())?),
@@ -219,8 +217,8 @@ impl Scorers {
 }
 
 /// The reward of a folder, which must bear the name it is asked for by: logs of two rewards are not to be mixed up.
-fn folder(name: &str, path: &Path, provider: Provider) -> Outcome<OnnxReward> {
-    let reward = OnnxReward::load(path, &SessionOptions { provider, ..SessionOptions::default() })?;
+fn folder(name: &str, path: &Path, provider: Provider) -> Outcome<ClipReward> {
+    let reward = ClipReward::load_with(path, &SessionOptions { provider, ..SessionOptions::default() })?;
     match Reward::<RgbImage>::name(&reward) {
         own if own == name => Ok(reward),
         own => Err(Failure::user(format!(
