@@ -41,16 +41,16 @@ pub fn pillow_bicubic(image: &RgbImage, width: u32, height: u32, order: PassOrde
         return RgbImage::new(width, height);
     }
     let axes = [Axis::whole(image.width(), width as usize), Axis::whole(image.height(), height as usize)];
-    let bytes = pillow_window(image, axes, order);
+    let bytes = pillow_window(image, axes, Filter::BicubicAntialias, order);
     // The passes make as many bytes as the picture has, so the black one is never taken.
     RgbImage::from_raw(width, height, bytes).unwrap_or_else(|| RgbImage::new(width, height))
 }
 
-/// The window of [`pillow_bicubic`]'s picture that `[columns, rows]` describe, `[rows, columns, 3]`; every side is at least 1.
-pub(crate) fn pillow_window(image: &RgbImage, [columns, rows]: [Axis; 2], order: PassOrder) -> Vec<u8> {
+/// The window that `[columns, rows]` describe of the picture resized as Pillow does, with one of the antialiasing filters,
+/// `[rows, columns, 3]`; every side is at least 1.
+pub(crate) fn pillow_window(image: &RgbImage, [columns, rows]: [Axis; 2], filter: Filter, order: PassOrder) -> Vec<u8> {
     let loss = |axis: &Axis| axis.source as i128 - axis.resized as i128;
     let columns_first = order == PassOrder::Pillow13 && loss(&rows) > 0 && loss(&rows) > 2 * loss(&columns);
-    let filter = Filter::BicubicAntialias;
     if columns_first {
         let low = down(image.as_raw(), columns.source, &rows, filter);
         across(&low, &columns, filter)
@@ -73,6 +73,8 @@ pub(crate) fn float_window(image: &RgbImage, [columns, rows]: [Axis; 2], filter:
 pub(crate) enum Filter {
     /// The kernel widens when shrinking, and is cut and renormalised at the border.
     BicubicAntialias,
+    /// As [`Filter::BicubicAntialias`], with the triangle for a kernel.
+    BilinearAntialias,
     /// Four taps whatever the scale; taps beyond the border read its last pixel.
     Bicubic,
     /// Two taps whatever the scale; taps beyond the border read its last pixel.
@@ -95,16 +97,22 @@ impl Axis {
 
     /// The short edge becomes `size`, this one `floor(size * source / short)`, and the middle is kept.
     pub(crate) fn centred(source: u32, short: u32, size: usize) -> Self {
+        Self::cropped(source, short, size, size)
+    }
+
+    /// As [`Axis::centred`], of which the middle `kept` are kept; at most `size`.
+    pub(crate) fn cropped(source: u32, short: u32, size: usize, kept: usize) -> Self {
         let resized = (size as u128 * u128::from(source) / u128::from(short)) as usize;
         // Python's `round` takes halves to even, and so do the peers' crops.
-        let start = ((resized - size) as f64 / 2.0).round_ties_even() as usize;
-        Self { source: source as usize, resized, start, kept: size }
+        let start = ((resized - kept) as f64 / 2.0).round_ties_even() as usize;
+        Self { source: source as usize, resized, start, kept }
     }
 
     fn taps<V: Value>(&self, filter: Filter) -> Vec<Taps<V::Weight>> {
         let scale = self.source as f64 / self.resized as f64;
         let exact = |pixel| match filter {
-            Filter::BicubicAntialias => antialias_taps(pixel, scale, self.source),
+            Filter::BicubicAntialias => antialias_taps(pixel, scale, self.source, 2.0, |x| cubic(x, PILLOW_SHARPNESS)),
+            Filter::BilinearAntialias => antialias_taps(pixel, scale, self.source, 1.0, |x| (1.0 - x.abs()).max(0.0)),
             Filter::Bicubic => fixed_taps(pixel, scale, self.source, -1..=2, |x| cubic(x, TORCH_SHARPNESS)),
             Filter::Bilinear => fixed_taps(pixel, scale, self.source, 0..=1, |x| 1.0 - x.abs()),
         };
@@ -127,14 +135,15 @@ fn cubic(x: f64, sharpness: f64) -> f64 {
     }
 }
 
-fn antialias_taps(pixel: usize, scale: f64, source: usize) -> Taps<f64> {
+/// The taps of a kernel that reaches `radius` pixels of the smaller picture.
+fn antialias_taps(pixel: usize, scale: f64, source: usize, radius: f64, kernel: impl Fn(f64) -> f64) -> Taps<f64> {
     let stretch = scale.max(1.0);
     let centre = (pixel as f64 + 0.5) * scale;
-    let first = (centre - 2.0 * stretch + 0.5).max(0.0) as usize;
-    let end = ((centre + 2.0 * stretch + 0.5) as usize).min(source);
+    let first = (centre - radius * stretch + 0.5).max(0.0) as usize;
+    let end = ((centre + radius * stretch + 0.5) as usize).min(source);
     // Pillow multiplies by the reciprocal; dividing would round differently in the last bit.
     let shrink = 1.0 / stretch;
-    let weight = |x: usize| cubic((x as f64 - centre + 0.5) * shrink, PILLOW_SHARPNESS);
+    let weight = |x: usize| kernel((x as f64 - centre + 0.5) * shrink);
     let sum: f64 = (first..end).map(weight).sum();
     (first..end).map(|x| (x, if sum == 0.0 { weight(x) } else { weight(x) / sum })).collect()
 }

@@ -65,7 +65,8 @@ fn cropped(image: &RgbImage, size: usize, order: PassOrder) -> Vec<f32> {
     let (width, height) = image.dimensions();
     let short = width.min(height);
     let axes = [Axis::centred(width, short, size), Axis::centred(height, short, size)];
-    pillow_window(image, axes, order).into_iter().map(|byte| f32::from(byte) / 255.0).collect()
+    let bytes = pillow_window(image, axes, Filter::BicubicAntialias, order);
+    bytes.into_iter().map(|byte| f32::from(byte) / 255.0).collect()
 }
 
 /// The picture whose long edge has `size`, in the middle of black, `[size, size, 3]`.
