@@ -15,5 +15,6 @@ mod reward;
 mod tokenizer;
 
 pub use preprocess::Preprocess;
+pub(crate) use reward::cosine;
 pub use reward::{ClipReward, ClipScorer};
 pub use tokenizer::{CONTEXT, Tokenizer};

@@ -109,7 +109,9 @@ impl ClipReward {
     /// The towers of an opened folder.
     pub fn from_folder(folder: &Folder, options: &SessionOptions) -> Result<Self> {
         let manifest = folder.manifest().clone();
-        let Scorer::Clip(scorer) = manifest.scorer.clone();
+        let Scorer::Clip(scorer) = manifest.scorer.clone() else {
+            return Err(folder.fault("it holds no [scorer.clip]; load it as OnnxReward"));
+        };
         let (side, embedding) = (Dim::Is(scorer.image_size), [Dim::Free, Dim::Is(scorer.embed_dim)]);
         let pixels = [Dim::Free, Dim::Is(3), side, side];
         let session = |file: &str, input, output| {
@@ -204,7 +206,7 @@ impl Reward<RgbImage> for ClipReward {
         let images: Vec<&RgbImage> = batch.iter().map(|(_, image)| *image).collect();
         let embeddings = self.embed_images(&images)?;
         let score = |((prompt, _), image): (&(&Prompt, &RgbImage), &Vec<f32>)| {
-            texts.get(&prompt.text).map(|text| cosine(image, text))
+            texts.get(&prompt.text).map(|text| cosine(image, text) as f32)
         };
         let scores: Option<Vec<f32>> = batch.iter().zip(&embeddings).map(score).collect();
         scores.ok_or_else(|| "the text tower left a prompt without an embedding".into())
@@ -216,7 +218,7 @@ impl Reward<RgbImage> for ClipReward {
 }
 
 /// The cosine, summed in f64; the towers normalise, yet a foreign export may not.
-fn cosine(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum() };
-    (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()) as f32
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }

@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 use grpo::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use super::NetworkScorer;
 use super::guard::guarded;
 use crate::clip::ClipScorer;
 
@@ -57,6 +58,8 @@ pub struct Manifest {
 pub enum Scorer {
     /// The cosine between the embeddings of CLIP's two towers.
     Clip(ClipScorer),
+    /// Any other networks from a picture to a number.
+    Network(NetworkScorer),
 }
 
 impl Manifest {
@@ -104,6 +107,7 @@ impl Manifest {
         }
         match &self.scorer {
             Scorer::Clip(clip) => clip.check(),
+            Scorer::Network(network) => network.check(),
         }
     }
 

@@ -12,6 +12,7 @@ mod guard;
 mod manifest;
 #[cfg(test)]
 mod mutants;
+mod network;
 mod options;
 mod picture;
 pub mod runtime;
@@ -19,6 +20,10 @@ mod session;
 
 pub use folder::Folder;
 pub use manifest::{Manifest, Scorer};
+pub use network::{
+    After, Channels, Class, Fit, Layout, NetworkScorer, OnnxReward, Picture, PlainPicture, Range, Readout,
+};
+pub use network::{Resampling, Source, Stage, Tokens};
 pub use options::{Cuda, OpenVino, OpenVinoPrecision, Precision, Provider, SessionOptions};
 pub use session::{Dim, Element, Input, Interface, Output, Port, Session};
 
