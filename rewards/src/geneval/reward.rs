@@ -3,7 +3,7 @@
 use grpo::{BoxError, Prompt, Reward};
 use image::RgbImage;
 
-use super::judge::{Detection, Verdict, judge, needing_color};
+use super::judge::{Detection, Rules, Verdict};
 use super::metadata::Metadata;
 
 /// Finds objects in pictures. Required: `detect`.
@@ -46,18 +46,26 @@ pub trait Detector: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct GenEval<D> {
     detector: D,
+    rules: Rules,
 }
 
 impl<D: Detector> GenEval<D> {
-    /// Judges what this detector sees.
+    /// Judges what this detector sees, by the rules as published.
     pub fn new(detector: D) -> Self {
-        Self { detector }
+        Self { detector, rules: Rules::default() }
+    }
+
+    /// Sets the rules' options.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
     }
 
     /// The verdict with its reason, where a number is not enough.
     pub fn verdict(&self, metadata: &Metadata, image: &RgbImage) -> Result<Verdict, BoxError> {
         let mut detections = self.detector.detect(image)?;
-        let rows = needing_color(metadata, &detections);
+        let rows = self.rules.needing_color(metadata, &detections);
         if !rows.is_empty() {
             let mut chosen: Vec<Detection> = rows.iter().map(|&row| detections[row].clone()).collect();
             self.detector.classify_colors(image, &mut chosen)?;
@@ -65,7 +73,7 @@ impl<D: Detector> GenEval<D> {
                 detections[row].color = detection.color;
             }
         }
-        Ok(judge(metadata, &detections))
+        Ok(self.rules.judge(metadata, &detections))
     }
 }
 
