@@ -124,7 +124,7 @@ impl Rules {
         let rows = self.keep_rows(metadata.tag, detections);
         let colored = metadata.include.iter().filter(|include| include.color.is_some());
         let mut needed: Vec<usize> = colored
-            .filter_map(|include| rows.get(include.class.as_str()).map(|rows| &rows[..include.count.min(rows.len())]))
+            .filter_map(|include| rows.get(include.class.as_str())?.get(..include.count))
             .flatten()
             .copied()
             .collect();

@@ -12,7 +12,7 @@ pub struct Mask {
 impl Mask {
     /// A mask of `width` columns; `inside` holds whole rows, at least one.
     pub fn new(width: usize, inside: Vec<bool>) -> Result<Self> {
-        if width == 0 || inside.is_empty() || inside.len() % width != 0 {
+        if width == 0 || inside.is_empty() || !inside.len().is_multiple_of(width) {
             return Err(Error::config(format!(
                 "a mask of width {width} has {} pixels; give whole rows, at least one",
                 inside.len()

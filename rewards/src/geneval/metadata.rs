@@ -169,7 +169,7 @@ impl Metadata {
     }
 
     /// A position must name an earlier entry: the rules read the entries in order.
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let late = self.include.iter().enumerate().find_map(|(row, include)| {
             include.position.filter(|&(_, target)| target >= row).map(|(_, target)| (row, target))
         });

@@ -19,14 +19,22 @@
 //! The detector is whatever implements [`Detector`]; absolute scores compare with published ones only where
 //! the detector is the published one.
 
+mod benchmark;
+mod folder;
 mod judge;
 mod mask;
 mod metadata;
+mod prompts;
+mod recorded;
 mod reward;
 mod summary;
 
+pub use benchmark::{Benchmark, ImageVerdict, Sample};
+pub use folder::{PromptFolder, read_folders};
 pub use judge::{COLORS, Detection, Rules, Verdict, judge, overlap, relations};
 pub use mask::Mask;
 pub use metadata::{Include, Metadata, Relation, Tag};
+pub use prompts::{object_names, prompts};
+pub use recorded::{Recorded, RecordedDetections};
 pub use reward::{Detector, GenEval};
 pub use summary::Summary;

@@ -66,12 +66,15 @@ impl<D: Detector> GenEval<D> {
     pub fn verdict(&self, metadata: &Metadata, image: &RgbImage) -> Result<Verdict, BoxError> {
         let mut detections = self.detector.detect(image)?;
         let rows = self.rules.needing_color(metadata, &detections);
-        if !rows.is_empty() {
-            let mut chosen: Vec<Detection> = rows.iter().map(|&row| detections[row].clone()).collect();
+        let mut chosen: Vec<Detection> = rows.iter().map(|&row| detections[row].clone()).collect();
+        if !chosen.is_empty() {
             self.detector.classify_colors(image, &mut chosen)?;
-            for (row, detection) in rows.into_iter().zip(chosen) {
-                detections[row].color = detection.color;
-            }
+        }
+        if let Some(Detection { class, .. }) = chosen.iter().find(|object| object.color.is_none()) {
+            return Err(format!("a {class} has no color; record colors, or give a classifier of them").into());
+        }
+        for (row, object) in rows.into_iter().zip(chosen) {
+            detections[row].color = object.color;
         }
         Ok(self.rules.judge(metadata, &detections))
     }
