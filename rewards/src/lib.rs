@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`geneval`] | GenEval's published rules behind a `Detector` trait |
 //! | [`resize`] | Pillow's bicubic resizing, bit for bit |
+//! | [`dpg`], [`hps_benchmark`] | DPG-Bench and the HPSv2 benchmark on folders of images |
+//! | [`evaluation`] | the form in which benchmarks report |
 //! | [`shapes`] | the embedded world: scenes, renderer, captions, prompts, exact detector |
 //! | `clip` (feature `onnx`) | CLIP and HPS: preprocessing, tokenizer, cosine of embeddings |
 //! | [`process`] | a program of one's own, such as a Python script, as a reward |
@@ -25,7 +27,13 @@ pub mod exchange;
 pub mod geneval;
 pub mod process;
 pub mod resize;
+pub mod dpg;
+pub mod evaluation;
+pub mod geneval;
+pub mod hps_benchmark;
+mod image_file;
 pub mod shapes;
 
 pub use brightness::Brightness;
 pub use compressibility::JpegCompressibility;
+pub use image_file::{open_image, open_image_upright};
