@@ -38,6 +38,8 @@ def read_question(stream):
     if header["protocol"] != PROTOCOL:
         raise ValueError(f"protocol {header['protocol']}; this file speaks {PROTOCOL}: take that of the same grpo")
     pictures = [stream.read(n_bytes) for n_bytes in header["images"]]
+    if [len(picture) for picture in pictures] != header["images"]:
+        raise ValueError("the pictures are shorter than announced")
     return header, pictures
 
 

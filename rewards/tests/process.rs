@@ -6,6 +6,8 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 
 use grpo::testing::check_reward;
 use grpo::{Prompt, Reward, RewardSet};
@@ -99,9 +101,18 @@ fn limits() -> ProcessLimits {
     limits
 }
 
+/// The interpreter behind `python3`, which may be a launcher that takes longer to start than the interpreter itself.
+fn python() -> &'static str {
+    static PYTHON: OnceLock<String> = OnceLock::new();
+    PYTHON.get_or_init(|| {
+        let told = Command::new("python3").args(["-S", "-c", "import sys; print(sys.executable)"]).output().unwrap();
+        String::from_utf8(told.stdout).unwrap().trim().into()
+    })
+}
+
 fn reward(script: &Path, arguments: &[&str], limits: ProcessLimits) -> ProcessReward {
     // Without site packages Python starts several times faster.
-    let command = ["python3", "-S", script.to_str().unwrap()];
+    let command = [python(), "-S", script.to_str().unwrap()];
     let command = command.into_iter().chain(arguments.iter().copied()).map(String::from).collect();
     ProcessReward::new(ProcessConfig { name: "mine".into(), command, limits }).unwrap()
 }
@@ -222,7 +233,8 @@ fn the_message_names_reward_row_and_program() {
     let set = RewardSet::new().with(reward(&script, &["short", "20"], limits()), 1.0).unwrap();
     let error = set.score(&batch(&rows(4))).unwrap_err().to_string();
     assert!(
-        error.starts_with("reward `mine`: row 2: `python3 -S ") && error.contains("reward.py short 20` "),
+        error.starts_with(&format!("reward `mine`: row 2: `{} -S ", python()))
+            && error.contains("reward.py short 20` "),
         "{error}"
     );
 }
