@@ -23,15 +23,14 @@ pub mod remote;
 
 mod brightness;
 mod compressibility;
-pub mod exchange;
-pub mod geneval;
-pub mod process;
-pub mod resize;
 pub mod dpg;
 pub mod evaluation;
+pub mod exchange;
 pub mod geneval;
 pub mod hps_benchmark;
 mod image_file;
+pub mod process;
+pub mod resize;
 pub mod shapes;
 
 pub use brightness::Brightness;

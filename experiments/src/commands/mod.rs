@@ -14,12 +14,11 @@ mod tokens;
 mod train;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use grpo_policies::simplear::SimpleAr;
-use image::RgbImage;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::PolicySource;
@@ -125,13 +124,6 @@ fn size(text: &str) -> Result<(usize, usize), String> {
     let (height, width) = text.split_once('x').unwrap_or((text, text));
     let side = |text: &str| text.parse().ok().filter(|side| (1..=1 << 16).contains(side));
     side(height).zip(side(width)).ok_or_else(|| "give HEIGHTxWIDTH in pixels, such as 512x512, or one number".into())
-}
-
-/// Opens a PNG or JPEG file.
-pub fn open_image(path: &Path) -> Outcome<RgbImage> {
-    let image = image::open(path)
-        .map_err(|error| Failure::user(format!("{}: {error}; give a PNG or JPEG file", path.display())))?;
-    Ok(image.to_rgb8())
 }
 
 /// Says something to a person.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use grpo::{Policy, Prompt, Seed};
 use grpo_policies::simplear::{ImageTrace, Law, SimpleAr, Vocabulary};
+use grpo_rewards::open_image;
 use grpo_rewards::shapes::{DEFAULT_SIDE, captions, held_out_prompts, render, scene_for};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::{SampledPolicyArgs, at_least_one, open_image, print, progress};
+use super::{SampledPolicyArgs, at_least_one, print, progress};
 use crate::failure::{Failure, Outcome};
 
 /// Negative log-likelihood of images' tokens under their captions, at temperature 1.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use grpo::{Prompt, RewardSet};
 
+use grpo_rewards::open_image;
 use image::RgbImage;
 use serde_json::{Map, Value, json};
 
@@ -125,8 +126,7 @@ impl Score {
         paths: &'a [PathBuf],
         prompts_of: impl Fn(usize) -> &'a [Prompt],
     ) -> Outcome<Vec<Row<'a>>> {
-        let images: Vec<Result<RgbImage, String>> =
-            paths.iter().map(|path| super::open_image(path).map_err(|error| error.to_string())).collect();
+        let images: Vec<grpo::Result<RgbImage>> = paths.iter().map(|path| open_image(path)).collect();
         let pairs: Vec<(usize, &Prompt)> =
             (0..paths.len()).flat_map(|image| prompts_of(image).iter().map(move |prompt| (image, prompt))).collect();
         let readable = pairs.iter().filter_map(|&(image, prompt)| Some((prompt, images[image].as_ref().ok()?)));

@@ -8,9 +8,10 @@ use candle_core::Device;
 use clap::Args;
 use grpo_policies::cosmos::Cosmos;
 use grpo_policies::simplear::shapes_cosmos;
+use grpo_rewards::open_image;
 use serde::{Deserialize, Serialize};
 
-use super::{open_image, print, progress, tell};
+use super::{print, progress, tell};
 use crate::failure::{Failure, Outcome};
 use crate::parts;
 

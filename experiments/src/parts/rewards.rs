@@ -8,7 +8,7 @@ use clap::Args;
 use grpo::{Changed, Gated, Joined, Reward, RewardSet};
 use grpo_rewards::clip::ClipReward;
 use grpo_rewards::geneval::GenEval;
-use grpo_rewards::onnx::{Cuda, OpenVino, OpenVinoPrecision, Provider, SessionOptions};
+use grpo_rewards::onnx::{Cuda, OnnxReward, OpenVino, OpenVinoPrecision, Provider, SessionOptions};
 use grpo_rewards::process::{ProcessConfig, ProcessLimits, ProcessReward};
 use grpo_rewards::remote::{HttpConfig, HttpReward};
 use grpo_rewards::shapes::ShapesDetector;
@@ -217,9 +217,9 @@ impl Scorers {
 }
 
 /// The reward of a folder, which must bear the name it is asked for by: logs of two rewards are not to be mixed up.
-fn folder(name: &str, path: &Path, provider: Provider) -> Outcome<ClipReward> {
-    let reward = ClipReward::load_with(path, &SessionOptions { provider, ..SessionOptions::default() })?;
-    match Reward::<RgbImage>::name(&reward) {
+fn folder(name: &str, path: &Path, provider: Provider) -> Outcome<OnnxReward> {
+    let reward = OnnxReward::load(path, &SessionOptions { provider, ..SessionOptions::default() })?;
+    match reward.name() {
         own if own == name => Ok(reward),
         own => Err(Failure::user(format!(
             "{}: the reward there is named `{own}`, not `{name}`; give --scorer {own}={} and name it so in the \
