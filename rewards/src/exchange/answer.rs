@@ -167,8 +167,8 @@ mod tests {
 
     #[test]
     fn a_text_among_the_errors_fails_its_sample_whatever_its_score() {
-        let answer = r#"{"scores":[1, 2, 0],"errors":[null,"NaN is \"no\" face\nsecond line",null]}"#;
-        assert_eq!(read(answer, 3).unwrap(), [Ok(1.0), Err("NaN is \"no\" face".into()), Ok(0.0)]);
+        let answer = r#"{"scores":[1, 2, 0],"errors":[null,"\"NaN\" is no face\nsecond line",null]}"#;
+        assert_eq!(read(answer, 3).unwrap(), [Ok(1.0), Err("\"NaN\" is no face".into()), Ok(0.0)]);
     }
 
     #[test]

@@ -138,6 +138,7 @@ mod tests {
     fn the_first_failure_is_found_and_later_questions_are_spared() {
         for n_at_once in [1, 3, 8] {
             let plan = Plan { rows_per_question: 2, n_at_once, until_failure: true };
+            assert_eq!(verdicts(200, &plan, &[]).0.len(), 200, "nothing failed, nothing is spared");
             for _ in 0..50 {
                 let (verdicts, n_asked) = verdicts(200, &plan, &[5, 6, 150]);
                 let message = scores_or_first_failure(verdicts).unwrap_err().to_string();
