@@ -95,10 +95,8 @@ fn script(text: &str) -> (TempDir, PathBuf) {
 
 /// Two pictures a question; the first answer may take long on a busy machine.
 fn limits() -> ProcessLimits {
-    let mut limits = ProcessLimits::default();
-    limits.images_per_request = NonZeroUsize::new(2).unwrap();
-    limits.max_answer_bytes = 4000;
-    limits
+    let images_per_request = NonZeroUsize::new(2).unwrap();
+    ProcessLimits { images_per_request, max_answer_bytes: 4000, ..ProcessLimits::default() }
 }
 
 /// The interpreter behind `python3`, which may be a launcher that takes longer to start than the interpreter itself.
@@ -137,16 +135,12 @@ fn check_failures(reward: &ProcessReward, failed: &[usize], message: &str) {
 /// One kind of failure at the first, a middle and the last row.
 fn check_kind(kind: &str, message: &str, fails_alone: bool, limits: ProcessLimits) {
     let (_folder, script) = script(SPOILER);
-    std::thread::scope(|scope| {
-        for bad in [0, 2, 5] {
-            let script = &script;
-            scope.spawn(move || {
-                let reward = reward(script, &[kind, &(10 * bad).to_string()], limits);
-                let question = [bad / 2 * 2, bad / 2 * 2 + 1];
-                check_failures(&reward, if fails_alone { std::slice::from_ref(&bad) } else { &question }, message);
-            });
-        }
-    });
+    let check = |bad: usize| {
+        let reward = reward(&script, &[kind, &(10 * bad).to_string()], limits);
+        let failed = if fails_alone { vec![bad] } else { vec![bad / 2 * 2, bad / 2 * 2 + 1] };
+        check_failures(&reward, &failed, message);
+    };
+    std::thread::scope(|scope| [0, 2, 5].into_iter().for_each(|bad| drop(scope.spawn(move || check(bad)))));
 }
 
 #[test]
