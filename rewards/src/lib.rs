@@ -12,10 +12,14 @@
 //! | `remote` (feature `http`) | a scorer behind HTTP as a reward, and a server for any reward |
 //! | [`exchange`] | the message that both speak |
 //! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions |
+//! | `ocr` (feature `onnx`) | how much of a text can be read in a picture |
+//! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions, any folder with a `reward.toml` |
 //! | [`Brightness`], [`JpegCompressibility`] | two rewards that show whether anything is learnt at all |
 
 #[cfg(feature = "onnx")]
 pub mod clip;
+#[cfg(feature = "onnx")]
+pub mod ocr;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 #[cfg(feature = "http")]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::NetworkScorer;
 use super::guard::guarded;
 use crate::clip::ClipScorer;
+use crate::ocr::OcrScorer;
 
 /// The manifest's name in every folder.
 pub(super) const FILE: &str = "reward.toml";
@@ -60,6 +61,8 @@ pub enum Scorer {
     Clip(ClipScorer),
     /// Any other networks from a picture to a number.
     Network(NetworkScorer),
+    /// A detector and a recogniser of text.
+    Ocr(OcrScorer),
 }
 
 impl Manifest {
@@ -108,6 +111,7 @@ impl Manifest {
         match &self.scorer {
             Scorer::Clip(clip) => clip.check(),
             Scorer::Network(network) => network.check(),
+            Scorer::Ocr(ocr) => ocr.check(),
         }
     }
 

@@ -11,8 +11,10 @@ use super::readout::Labels;
 use super::tokens::{Tokenised, Tokenizer};
 use super::{NetworkScorer, Source, Stage};
 use crate::clip::ClipReward;
-use crate::onnx::score_sound;
-use crate::onnx::{Dim, Element, Folder, Input, Interface, Manifest, Output, Port, Scorer, Session, SessionOptions};
+use crate::ocr::OcrReward;
+use crate::onnx::{
+    Dim, Element, Folder, Input, Interface, Manifest, Output, Port, Scorer, Session, SessionOptions, score_sound,
+};
 
 /// Texts whose tokens and values are kept; a group shares its prompt, so a step needs few.
 const CACHED_TEXTS: usize = 4096;
@@ -36,6 +38,7 @@ pub struct OnnxReward {
 enum Kind {
     Clip(Box<ClipReward>),
     Network(Box<Network>),
+    Ocr(Box<OcrReward>),
 }
 
 impl OnnxReward {
@@ -46,6 +49,7 @@ impl OnnxReward {
         let kind = match &manifest.scorer {
             Scorer::Clip(_) => Kind::Clip(Box::new(ClipReward::from_folder(&folder, options)?)),
             Scorer::Network(scorer) => Kind::Network(Box::new(Network::open(scorer, &folder, options)?)),
+            Scorer::Ocr(_) => Kind::Ocr(Box::new(OcrReward::from_folder(&folder, options)?)),
         };
         Ok(Self { manifest, kind })
     }
@@ -70,6 +74,7 @@ impl Reward<RgbImage> for OnnxReward {
         match &self.kind {
             Kind::Clip(clip) => clip.score_batch(batch),
             Kind::Network(network) => Ok(network.score_batch(batch)?),
+            Kind::Ocr(ocr) => ocr.score_batch(batch),
         }
     }
 
