@@ -1,6 +1,6 @@
 //! The score of pictures by any folder with a `reward.toml`:
 //!
-//! `cargo run --release -p grpo-rewards --example onnx_reward -- FOLDER "the prompt" [column=value]… PICTURE…`
+//! `cargo run -p grpo-rewards --example onnx_reward -- FOLDER "the prompt" [column=value]… PICTURE…`
 #![expect(clippy::print_stdout, reason = "a program's output")]
 
 use std::path::Path;
