@@ -11,6 +11,7 @@
 //! | [`process`] | a program of one's own, such as a Python script, as a reward |
 //! | `remote` (feature `http`) | a scorer behind HTTP as a reward, and a server for any reward |
 //! | [`exchange`] | the message that both speak |
+//! | `detectors` (feature `onnx`) | COCO detectors and the classifier of colours for GenEval |
 //! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions |
 //! | `ocr` (feature `onnx`) | how much of a text can be read in a picture |
 //! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions, any folder with a `reward.toml` |
@@ -20,6 +21,7 @@
 pub mod clip;
 #[cfg(feature = "onnx")]
 pub mod ocr;
+pub mod detectors;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 #[cfg(feature = "http")]

@@ -42,6 +42,16 @@ pub trait Detector: Send + Sync {
     }
 }
 
+impl<D: Detector + ?Sized> Detector for &D {
+    fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError> {
+        (**self).detect(image)
+    }
+
+    fn classify_colors(&self, image: &RgbImage, objects: &mut [Detection]) -> Result<(), BoxError> {
+        (**self).classify_colors(image, objects)
+    }
+}
+
 /// 1 where the picture is right by GenEval's rules, else 0; reads the columns of [`Metadata::to_prompt`].
 #[derive(Clone, Debug)]
 pub struct GenEval<D> {
