@@ -43,9 +43,10 @@ impl Benchmark {
                 "{n_pictures} pictures of side {resolution} in a file; give 1 to {MAX_PICTURES} of at least 1 pixel"
             )));
         }
+        let files = image_files(dir)?;
         let mut report = Report::new("dpg", mode.name());
         report.sampler = sampler_settings(dir)?;
-        Ok(Self { files: image_files(dir)?, questions, settings, report })
+        Ok(Self { files, questions, settings, report })
     }
 
     /// How many files there are to judge.

@@ -55,9 +55,10 @@ pub struct Benchmark {
 impl Benchmark {
     /// Reads the layout of a folder of images; no image is opened yet.
     pub fn read(dir: &Path) -> Result<Self> {
+        let folders = read_folders(dir)?;
         let mut report = Report::new("geneval", "official");
         report.sampler = sampler_settings(dir)?;
-        Ok(Self { folders: read_folders(dir)?, report })
+        Ok(Self { folders, report })
     }
 
     /// How many images there are to judge.
