@@ -1,6 +1,9 @@
 //! `grpo eval`: benchmarks.
 
-use std::path::PathBuf;
+mod images;
+mod report;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use grpo::{Group, GroupSampler, GroupSize, IndexedPrompt, Prompt, Reward, RewardSet, Rollout, Seed, panel};
@@ -9,13 +12,15 @@ use grpo_rewards::geneval::{GenEval, Summary};
 use grpo_rewards::shapes::{DEFAULT_SIDE, ShapesDetector, held_out_prompts, render, scene_for};
 use image::RgbImage;
 
+use self::images::{Dpg, FolderArgs, Hps};
+use self::report::ReportArgs;
 use super::generate::LawArgs;
 use super::nll::Nll;
 use super::{SampledPolicyArgs, at_least_one, print, tell};
 use crate::failure::{Failure, Outcome};
 use crate::parts;
 
-/// Evaluate a policy.
+/// Evaluate a policy, or images that are there.
 #[derive(Args)]
 pub struct Eval {
     #[command(subcommand)]
@@ -24,8 +29,12 @@ pub struct Eval {
 
 #[derive(Subcommand)]
 enum Benchmark {
-    /// GenEval's six tasks on the Shapes world's held-out prompts, by the exact detector.
+    /// GenEval's six tasks: a policy on the Shapes world's held-out prompts, or a folder of any model's images.
     Geneval(Geneval),
+    /// DPG-Bench on a folder of any model's images.
+    Dpg(Dpg),
+    /// The HPSv2 benchmark on folders of any model's images.
+    Hps(Hps),
     /// What the visual tokenizer lets through: the same tasks on rendered scenes, encoded and decoded.
     Tokenizer(Tokenizer),
     /// Negative log-likelihood of images' tokens.
@@ -37,6 +46,8 @@ impl Eval {
     pub fn run(self) -> Outcome<()> {
         match self.benchmark {
             Benchmark::Geneval(geneval) => geneval.run(),
+            Benchmark::Dpg(dpg) => dpg.run(),
+            Benchmark::Hps(hps) => hps.run(),
             Benchmark::Tokenizer(tokenizer) => tokenizer.run(),
             Benchmark::Nll(nll) => nll.run(),
         }
@@ -58,25 +69,43 @@ struct Geneval {
     /// Keep a panel of all images in this file.
     #[arg(long, value_name = "PNG")]
     panel: Option<PathBuf>,
-    /// One JSON object.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    folder: FolderArgs,
+    #[command(flatten)]
+    out: ReportArgs,
 }
 
 impl Geneval {
     fn run(self) -> Outcome<()> {
+        if let Some(images) = &self.folder.images {
+            return self.folder.run(images, &self.out);
+        }
         let policy = self.policy.load()?;
         let policy = policy.with_law(self.law.law())?;
         let (_, prompts) = parts::shapes_prompts()?;
         let groups = self.draw(&policy, &prompts)?;
         let scores: Vec<Vec<f32>> = groups.iter().map(Group::rewards).collect();
         let summary = Summary::of(&prompts, &scores)?;
-        report(&summary, self.json)?;
+        self.write(&summary)?;
         if let (Some(file), Some(picture)) = (&self.panel, panel(&groups, &[], &["geneval".into()])) {
             picture.save(file).map_err(|error| grpo::Error::file(file, error))?;
             tell(&format!("panel  {}", file.display()));
         }
         Ok(())
+    }
+
+    /// A file where one is named, standard output else.
+    fn write(&self, summary: &Summary) -> Outcome<()> {
+        if self.out.report.is_some() {
+            return Err(Failure::user("--report is for --images DIR; a policy's table goes to --json FILE"));
+        }
+        match self.out.json.as_deref() {
+            Some(path) if path != Path::new("-") => {
+                let text = serde_json::to_string(summary).map_err(anyhow::Error::from)?;
+                Ok(std::fs::write(path, text).map_err(|error| grpo::Error::file(path, error))?)
+            }
+            json => report_summary(summary, json.is_some()),
+        }
     }
 
     fn draw(&self, policy: &SimpleAr, prompts: &[Prompt]) -> Outcome<Vec<Group<SimpleAr>>> {
@@ -119,11 +148,11 @@ impl Tokenizer {
             scores.push(decoded.iter().map(|image| judge.score(&prompt, image)).collect::<Result<Vec<f32>, _>>()?);
             prompts.push(prompt);
         }
-        report(&Summary::of(&prompts, &scores)?, self.json)
+        report_summary(&Summary::of(&prompts, &scores)?, self.json)
     }
 }
 
-fn report(summary: &Summary, json: bool) -> Outcome<()> {
+fn report_summary(summary: &Summary, json: bool) -> Outcome<()> {
     match json {
         true => print(&serde_json::to_string(summary).map_err(|error| Failure::from(anyhow::Error::from(error)))?),
         false => print(&summary.to_string()),

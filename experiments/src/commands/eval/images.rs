@@ -1,0 +1,245 @@
+//! `grpo eval geneval --images`, `dpg` and `hps`: benchmarks on folders of any model's images.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use grpo::BoxError;
+use grpo_rewards::clip::ClipReward;
+use grpo_rewards::detectors::{CenterNet, ClipColors, Colored, Mask2Former};
+use grpo_rewards::evaluation::Report;
+use grpo_rewards::geneval::{Benchmark, Detector, GenEval, ImageVerdict, RecordedDetections, Rules, Sample, Verdict};
+use grpo_rewards::onnx::SessionOptions;
+use grpo_rewards::{dpg, hps_benchmark};
+
+use super::report::{ReportArgs, name_file, name_folder};
+use crate::commands::{progress, tell};
+use crate::failure::{Failure, Outcome};
+
+/// A folder of images under GenEval's rules, in place of a policy.
+#[derive(Args)]
+pub struct FolderArgs {
+    /// Judge images that are there, DIR/00000/metadata.jsonl with DIR/00000/samples/0000.png, and no policy.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["policy", "seed", "panel"])]
+    pub images: Option<PathBuf>,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// A CLIP of rewards/export/export_clip.py that names the colours of objects; ViT-L-14 in the paper.
+    #[arg(long, value_name = "DIR", requires = "images")]
+    colors: Option<PathBuf>,
+    /// Drop boxes that overlap a better one of their class by this share; off in the paper.
+    #[arg(long, value_name = "SHARE", requires = "images", value_parser = share)]
+    max_overlap: Option<f64>,
+    /// A JSON line for each image with its verdict and reason, as the original's results.jsonl.
+    #[arg(long, value_name = "FILE", requires = "images")]
+    results: Option<PathBuf>,
+}
+
+/// What finds the objects.
+#[derive(Args)]
+#[group(multiple = false)]
+struct SourceArgs {
+    /// Detections of another program: a JSON line {"image", "detections": [{"class", "score", "bbox", "color"}]} each.
+    #[arg(long, value_name = "FILE", requires = "images")]
+    detections: Option<PathBuf>,
+    /// A network that finds objects: mask2former=DIR (the paper's) or centernet=DIR.
+    #[arg(long, value_name = "NAME=DIR", requires = "images", value_parser = detector)]
+    detector: Option<(DetectorName, PathBuf)>,
+}
+
+/// The networks that `--detector` knows.
+#[derive(Clone, Copy, ValueEnum)]
+enum DetectorName {
+    Mask2former,
+    Centernet,
+}
+
+fn detector(text: &str) -> Result<(DetectorName, PathBuf), String> {
+    let (name, folder) = text.split_once('=').ok_or("give NAME=DIR, such as centernet=models/centernet")?;
+    Ok((DetectorName::from_str(name, false)?, folder.into()))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: Option<f64> = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "give a share from 0 to 1".into())
+}
+
+/// Where boxes and colours come from.
+struct Judge {
+    source: Source,
+    colors: Option<ClipColors>,
+    rules: Rules,
+}
+
+enum Source {
+    Recorded(RecordedDetections),
+    Network(Box<dyn Detector>),
+}
+
+impl Judge {
+    fn verdict(&self, sample: Sample<'_>) -> Result<Verdict, BoxError> {
+        match &self.source {
+            Source::Recorded(recorded) => self.verdict_of(recorded.of(sample.name)?, sample),
+            Source::Network(network) => self.verdict_of(&**network, sample),
+        }
+    }
+
+    fn verdict_of(
+        &self,
+        detector: impl Detector,
+        Sample { metadata, image, .. }: Sample<'_>,
+    ) -> Result<Verdict, BoxError> {
+        match &self.colors {
+            None => GenEval::new(detector).with_rules(self.rules).verdict(metadata, image),
+            Some(colors) => {
+                GenEval::new(Colored::new(detector, colors)).with_rules(self.rules).verdict(metadata, image)
+            }
+        }
+    }
+}
+
+impl FolderArgs {
+    /// Judges the folder.
+    pub fn run(&self, images: &Path, out: &ReportArgs) -> Outcome<()> {
+        let mut models = Report::default();
+        let judge = self.judge(&mut models)?;
+        let benchmark = Benchmark::read(images)?;
+        let bar = progress(benchmark.n_images());
+        let (mut report, verdicts) = benchmark.judge(|sample| {
+            let verdict = judge.verdict(sample);
+            bar.inc(1);
+            verdict
+        })?;
+        bar.finish_and_clear();
+        report.models = models.models;
+        report.notes.extend(models.notes);
+        if let Some(path) = &self.results {
+            save_results(path, &verdicts)?;
+        }
+        out.write(&report)
+    }
+
+    fn judge(&self, report: &mut Report) -> Outcome<Judge> {
+        let options = SessionOptions::default();
+        let source = match (&self.source.detections, &self.source.detector) {
+            (Some(path), _) => {
+                name_file(report, "detections", path)?;
+                Source::Recorded(RecordedDetections::read(path)?)
+            }
+            (None, Some((name, folder))) => {
+                name_folder(report, "detector", folder)?;
+                Source::Network(match name {
+                    DetectorName::Mask2former => Box::new(Mask2Former::load(folder, &options)?),
+                    DetectorName::Centernet => Box::new(CenterNet::load(folder, &options)?),
+                })
+            }
+            (None, None) => {
+                let remedy = "--images needs --detections FILE, or --detector mask2former=DIR or centernet=DIR";
+                return Err(Failure::user(remedy));
+            }
+        };
+        if let Some((DetectorName::Centernet, _)) = self.source.detector {
+            report.notes.push("CenterNet is not the published detector; its number does not compare".into());
+        }
+        let colors = match &self.colors {
+            None => None,
+            Some(folder) => {
+                name_folder(report, "colors", folder)?;
+                Some(ClipColors::new(ClipReward::load(folder)?))
+            }
+        };
+        Ok(Judge { source, colors, rules: Rules { max_overlap: self.max_overlap } })
+    }
+}
+
+fn save_results(path: &Path, verdicts: &[ImageVerdict]) -> Outcome<()> {
+    let failed = |error| grpo::Error::file(path, error);
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path).map_err(failed)?);
+    for verdict in verdicts {
+        let line = serde_json::to_string(verdict).map_err(anyhow::Error::from)?;
+        writeln!(file, "{line}").map_err(failed)?;
+    }
+    file.flush().map_err(failed)?;
+    tell(&format!("results {}", path.display()));
+    Ok(())
+}
+
+/// DPG-Bench: questions about the pictures of long prompts.
+#[derive(Args)]
+pub struct Dpg {
+    /// Files named by their item, such as partiprompts97.png, each with the prompt's pictures in two columns.
+    #[arg(long, value_name = "DIR")]
+    images: PathBuf,
+    /// The table of questions, dpg_bench.csv.
+    #[arg(long, value_name = "FILE")]
+    csv: PathBuf,
+    /// Answers of a model: a JSON line {"image", "crop", "question", "answer"} each.
+    #[arg(long, value_name = "FILE")]
+    answers: PathBuf,
+    /// As the published program counts, or without its faults.
+    #[arg(long, value_enum, default_value_t = DpgMode::Official)]
+    mode: DpgMode,
+    /// The side of one picture in pixels; 1024 for SimpleAR.
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    resolution: u32,
+    /// Pictures in a file, 1 to 4.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pictures: usize,
+    #[command(flatten)]
+    out: ReportArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DpgMode {
+    Official,
+    Fixed,
+}
+
+impl Dpg {
+    /// Runs it.
+    pub fn run(self) -> Outcome<()> {
+        let mode = match self.mode {
+            DpgMode::Official => dpg::Mode::Official,
+            DpgMode::Fixed => dpg::Mode::Fixed,
+        };
+        let settings = dpg::Settings { mode, n_pictures: self.pictures, resolution: self.resolution };
+        let questions = dpg::Questions::read(&self.csv, mode)?;
+        let answers = dpg::RecordedAnswers::read(&self.answers)?;
+        let benchmark = dpg::Benchmark::read(&self.images, questions, settings)?;
+        let bar = progress(benchmark.n_images());
+        let mut report = benchmark.judge(&answers, || bar.inc(1));
+        bar.finish_and_clear();
+        name_file(&mut report, "questions", &self.csv)?;
+        name_file(&mut report, "answers", &self.answers)?;
+        self.out.write(&report)
+    }
+}
+
+/// The HPSv2 benchmark: the mean score of each style.
+#[derive(Args)]
+pub struct Hps {
+    /// A folder for each style, such as DIR/anime/00000.jpg.
+    #[arg(long, value_name = "DIR")]
+    images: PathBuf,
+    /// The prompts of each style as a list of texts, such as DIR/anime.json.
+    #[arg(long, value_name = "DIR")]
+    prompts: PathBuf,
+    /// The scorer's folder, made by rewards/export/export_clip.py --hps.
+    #[arg(long, value_name = "DIR")]
+    reward: PathBuf,
+    #[command(flatten)]
+    out: ReportArgs,
+}
+
+impl Hps {
+    /// Runs it.
+    pub fn run(self) -> Outcome<()> {
+        let benchmark = hps_benchmark::Benchmark::read(&self.images, &self.prompts)?;
+        let reward = ClipReward::load(&self.reward)?;
+        let bar = progress(benchmark.n_images());
+        let mut report = benchmark.judge(&reward, |n| bar.inc(n as u64));
+        bar.finish_and_clear();
+        name_folder(&mut report, "reward", &self.reward)?;
+        self.out.write(&report)
+    }
+}

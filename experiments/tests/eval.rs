@@ -1,0 +1,161 @@
+//! `grpo eval` on folders of images: numbers, files, and what it says of mistakes.
+
+#![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
+
+use std::path::Path;
+use std::process::Command;
+
+use image::{Rgb, RgbImage};
+use serde_json::Value;
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn eval(folder: &Path, args: &[&str]) -> Said {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_grpo"));
+    let output = command.arg("eval").args(args).current_dir(folder).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Said { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+/// A mistake is one line, with each of these words in it, and exit code 2.
+fn mistake(folder: &Path, args: &[&str], words: &[&str]) {
+    let said = eval(folder, args);
+    assert_eq!(said.code, 2, "{args:?}: {}", said.err);
+    for word in words {
+        assert!(said.err.contains(word), "{args:?}: no `{word}` in {}", said.err);
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Two prompts with four images each, of which one is no image; the detections of all but one.
+fn geneval_layout(root: &Path) {
+    let cat = r#"{"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"}"#;
+    let red = r#"{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a photo of a red cat"}"#;
+    let mut lines = String::new();
+    for (row, line) in [cat, red].into_iter().enumerate() {
+        let prompt = root.join(format!("images/{row:05}"));
+        std::fs::create_dir_all(prompt.join("samples")).unwrap();
+        std::fs::write(prompt.join("metadata.jsonl"), line).unwrap();
+        for image in 0..4 {
+            RgbImage::new(8, 8).save(prompt.join(format!("samples/{image}.png"))).unwrap();
+            let color = if image < 2 { "red" } else { "blue" };
+            let found = format!(r#"{{"class": "cat", "score": 0.8, "bbox": [0, 0, 5, 5], "color": "{color}"}}"#);
+            lines += &format!("{{\"image\": \"{row:05}/samples/{image}.png\", \"detections\": [{found}]}}\n");
+        }
+    }
+    std::fs::write(root.join("images/00000/samples/3.png"), b"cut").unwrap();
+    std::fs::write(root.join("found.jsonl"), lines).unwrap();
+    std::fs::write(root.join("images/sampler.json"), r#"{"seed": 3, "guidance": 6.0}"#).unwrap();
+}
+
+#[test]
+fn geneval_judges_a_folder_by_recorded_detections() {
+    let folder = tempfile::tempdir().unwrap();
+    geneval_layout(folder.path());
+    let args = ["geneval", "--images", "images", "--detections", "found.jsonl"];
+    let files = ["--json", "r.json", "--report", "r.md", "--results", "v.jsonl"];
+    let said = eval(folder.path(), &[&args[..], &files].concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(said.out.contains("single_object") && said.out.contains("0.7500"), "{}", said.out);
+    assert!(said.err.contains("1 images failed, 0 entries are missing"), "{}", said.err);
+    let report = json(&folder.path().join("r.json"));
+    assert_eq!((&report["overall"], &report["pessimistic"]), (&0.75.into(), &0.625.into()));
+    assert_eq!(report["failed"][0]["image"], "00000/samples/3.png");
+    assert_eq!(report["sampler"]["guidance"], 6.0);
+    assert_eq!(report["models"]["detections/found.jsonl"].as_str().unwrap().len(), 64);
+    let page = std::fs::read_to_string(folder.path().join("r.md")).unwrap();
+    assert!(page.contains("Overall: **0.7500**") && page.contains("`00000/samples/3.png`"), "{page}");
+    let verdicts = std::fs::read_to_string(folder.path().join("v.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(verdicts.lines().last().unwrap()).unwrap();
+    assert_eq!(last["reason"], "expected red cat>=1, found 0 red; and 1 blue");
+    let said = eval(folder.path(), &[&args[..], &["--json"]].concat());
+    assert_eq!(serde_json::from_str::<Value>(&said.out).unwrap(), report);
+}
+
+#[test]
+fn geneval_says_what_a_folder_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    geneval_layout(root);
+    mistake(root, &["geneval", "--images", "images"], &["--images needs --detections FILE"]);
+    mistake(root, &["geneval", "--detections", "found.jsonl"], &["--images"]);
+    mistake(root, &["geneval", "--images", "images", "--detector", "centernet"], &["give NAME=DIR"]);
+    mistake(root, &["geneval", "--images", "images", "--detector", "centernet=none"], &["SHA256SUMS"]);
+    let both = ["geneval", "--images", "images", "--detections", "found.jsonl", "--detector", "centernet=x"];
+    mistake(root, &both, &["cannot be used with"]);
+    mistake(root, &["geneval", "--images", "found.jsonl", "--detections", "found.jsonl"], &["found.jsonl: "]);
+    mistake(root, &["geneval", "--report", "r.md", "-n", "2"], &["--report is for --images DIR"]);
+    std::fs::write(root.join("found.jsonl"), "").unwrap();
+    let args = ["geneval", "--images", "images", "--detections", "found.jsonl"];
+    mistake(root, &args, &["none of 8 images could be judged", "no detections for image"]);
+}
+
+#[test]
+fn dpg_counts_as_published_and_without_faults() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let rows = [
+        "first,1,0,entity - whole (a),Is there a?",
+        "bench,1,0,entity - whole (b),\"Is there a bench, or not?\"",
+        "bench,2,1,attribute - color (b),Is it red?",
+    ];
+    let head = "item_id,proposition_id,dependency,tuple,question_natural_language";
+    std::fs::write(root.join("t.csv"), format!("{head}\n{}\n", rows.join("\n"))).unwrap();
+    std::fs::create_dir(root.join("images")).unwrap();
+    for item in ["first", "bench"] {
+        RgbImage::from_pixel(16, 16, Rgb([9; 3])).save(root.join(format!("images/{item}.png"))).unwrap();
+    }
+    let mut lines = String::new();
+    for crop in 0..4 {
+        let mut add = |image: &str, question: &str, answer: &str| {
+            let line = serde_json::json!({"image": image, "crop": crop, "question": question, "answer": answer});
+            lines += &format!("{line}\n");
+        };
+        add("first.png", "Is there a?", "yes");
+        add("bench.png", "Is there a bench, or not?", if crop == 0 { "no" } else { "yes" });
+        add("bench.png", "Is it red?", "yes");
+    }
+    std::fs::write(root.join("a.jsonl"), lines).unwrap();
+    let args = ["dpg", "--images", "images", "--csv", "t.csv", "--answers", "a.jsonl", "--resolution", "8", "--json"];
+    let run = |more: &[&str]| {
+        let said = eval(root, &[&args[..], more].concat());
+        assert_eq!(said.code, 0, "{}", said.err);
+        serde_json::from_str::<Value>(&said.out).unwrap()
+    };
+    let official = run(&[]);
+    assert_eq!((&official["mode"], &official["overall"]), (&"official".into(), &75.0.into()));
+    assert_eq!(official["failed"][0]["image"], "first.png");
+    let fixed = run(&["--mode", "fixed"]);
+    assert_eq!((&fixed["mode"], &fixed["overall"]), (&"fixed".into(), &87.5.into()));
+    assert_eq!(fixed["models"].as_object().unwrap().len(), 2);
+    mistake(root, &[&args[..9], &["--pictures", "5"]].concat(), &["5 pictures", "1 to 4"]);
+}
+
+#[test]
+fn hps_scores_styles_with_a_model_of_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    for file in ["images/anime", "prompts"] {
+        std::fs::create_dir_all(root.join(file)).unwrap();
+    }
+    std::fs::write(root.join("prompts/anime.json"), r#"["a red circle", "a blue square", "a star"]"#).unwrap();
+    for row in 0..2 {
+        RgbImage::from_pixel(64, 64, Rgb([90; 3])).save(root.join(format!("images/anime/{row:05}.jpg"))).unwrap();
+    }
+    let model = format!("{}/../rewards/models/hps", env!("CARGO_MANIFEST_DIR"));
+    let args = ["hps", "--images", "images", "--prompts", "prompts", "--reward", &model];
+    let said = eval(root, &[&args[..], &["--json", "r.json"]].concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    let report = json(&root.join("r.json"));
+    assert_eq!(report["missing"][0], "anime/00002.jpg");
+    assert_eq!((&report["rows"][0]["n"], &report["rows"][0]["std"]), (&2.into(), &0.0.into()));
+    assert!(report["models"]["reward/image.onnx"].is_string(), "{report}");
+    mistake(root, &["hps", "--images", "images", "--prompts", "images", "--reward", &model], &["anime.json"]);
+}
