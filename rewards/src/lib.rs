@@ -2,26 +2,26 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `clip` (feature `onnx`) | CLIP and HPS: preprocessing, tokenizer, cosine of embeddings |
+//! | `onnx` (feature `onnx`) | any folder with a `reward.toml`; finding ONNX Runtime, checked sessions |
+//! | `ocr` (feature `onnx`) | how much of a text can be read in a picture |
+//! | `detectors` (feature `onnx`) | COCO detectors and the classifier of colours for GenEval |
+//! | `remote` (feature `http`) | a scorer behind HTTP as a reward, and a server for any reward |
+//! | [`process`] | a program of one's own, such as a Python script, as a reward |
+//! | [`exchange`] | the message that both speak |
 //! | [`geneval`] | GenEval's published rules behind a `Detector` trait |
-//! | [`resize`] | Pillow's bicubic resizing, bit for bit |
 //! | [`dpg`], [`hps_benchmark`] | DPG-Bench and the HPSv2 benchmark on folders of images |
 //! | [`evaluation`] | the form in which benchmarks report |
+//! | [`resize`] | Pillow's bicubic resizing, bit for bit |
 //! | [`shapes`] | the embedded world: scenes, renderer, captions, prompts, exact detector |
-//! | `clip` (feature `onnx`) | CLIP and HPS: preprocessing, tokenizer, cosine of embeddings |
-//! | [`process`] | a program of one's own, such as a Python script, as a reward |
-//! | `remote` (feature `http`) | a scorer behind HTTP as a reward, and a server for any reward |
-//! | [`exchange`] | the message that both speak |
-//! | `detectors` (feature `onnx`) | COCO detectors and the classifier of colours for GenEval |
-//! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions |
-//! | `ocr` (feature `onnx`) | how much of a text can be read in a picture |
-//! | `onnx` (feature `onnx`) | finding ONNX Runtime, checked sessions, any folder with a `reward.toml` |
 //! | [`Brightness`], [`JpegCompressibility`] | two rewards that show whether anything is learnt at all |
 
 #[cfg(feature = "onnx")]
 pub mod clip;
 #[cfg(feature = "onnx")]
-pub mod ocr;
 pub mod detectors;
+#[cfg(feature = "onnx")]
+pub mod ocr;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 #[cfg(feature = "http")]
