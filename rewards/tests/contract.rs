@@ -33,6 +33,11 @@ fn rewards_of_pixels_hold_to_it() {
 #[test]
 fn rewards_of_networks_hold_to_it() {
     use grpo_rewards::clip::ClipReward;
+    use grpo_rewards::onnx::{OnnxReward, SessionOptions};
     check(&ClipReward::tiny().unwrap());
     check(&ClipReward::tiny_hps().unwrap());
+    let folders = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/onnx");
+    for kind in ["pair", "head", "joint"] {
+        check(&OnnxReward::load(&folders.join(kind), &SessionOptions::default()).unwrap());
+    }
 }

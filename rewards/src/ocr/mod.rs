@@ -9,6 +9,7 @@
 //! 2. A line is read alone, so its padding does not depend on its neighbours.
 //! 3. Resizing is in floats, where OpenCV's is in fixed point; a region's score is the mean over pixel centres.
 //! 4. Holes inside a region are no regions of their own.
+//! 5. The detector's long side ends at 4096 pixels, and lines are cut out of the picture itself where it was reduced.
 
 mod detect;
 mod lines;

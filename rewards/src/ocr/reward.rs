@@ -15,7 +15,9 @@ use crate::resize::{Axis, Filter, float_window};
 
 /// The detector takes sides that are multiples of this.
 const STEP: f32 = 32.0;
-/// The longest side that is detected on; longer ones are reduced.
+/// Pictures with a longer side are reduced to it.
+const LARGE: f32 = 2000.0;
+/// The longest side that is detected on, where enlarging the short side would make the long one longer.
 const MAX_SIDE: f32 = 4096.0;
 
 /// Judges a picture by how much of the prompt's text can be read in it, 0 to 1.
@@ -116,8 +118,9 @@ impl OcrReward {
     /// `[3, height, width]`, blue first, -1 to 1, and its sides.
     fn detector_input(&self, image: &RgbImage) -> (Vec<f32>, usize, usize) {
         let [width, height] = [image.width(), image.height()].map(|side| side as f32);
-        let enlarged = (self.scorer.min_side as f32 / width.min(height)).max(1.0);
-        let ratio = enlarged.min(MAX_SIDE / width.max(height));
+        let reduced = (LARGE / width.max(height)).min(1.0);
+        let enlarged = (self.scorer.min_side as f32 / (width.min(height) * reduced)).max(1.0);
+        let ratio = (reduced * enlarged).min(MAX_SIDE / width.max(height));
         let side = |side: f32| ((((side * ratio).trunc() / STEP).round_ties_even() * STEP).max(STEP)) as usize;
         let (columns, rows) = (side(width), side(height));
         let axes = [Axis::whole(image.width(), columns), Axis::whole(image.height(), rows)];

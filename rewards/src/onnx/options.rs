@@ -45,9 +45,9 @@ impl SessionOptions {
 
     /// How many images of `n_values` input numbers each go into one run, at least one and at most 32.
     ///
-    /// A run may take 256 MiB of activations, and an image is taken to need 64 times its input: a ViT-H at 224 pixels
-    /// holds about 33 times its input at once (257 tokens of 1280 + 3840 + 5120 numbers and 16 squares of 257), doubled
-    /// for the allocator's rounding. On a CPU larger batches are no faster; a GPU may want `images_per_run`.
+    /// A run may take 256 MiB of activations, and an image is taken to need 64 times its input: one layer of a ViT-H at
+    /// 224 pixels holds about 25 times its input (257 tokens of 1280 + 3840 + 5120 numbers and 16 squares of 257), and an
+    /// allocator keeps the buffers of its neighbours. On a CPU larger batches are no faster; a GPU may want more.
     pub fn images_per_run(&self, n_values: usize) -> usize {
         const ACTIVATIONS: usize = 256 << 20;
         let bytes = n_values.saturating_mul(4 * 64).max(1);
