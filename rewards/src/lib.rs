@@ -36,6 +36,7 @@ pub mod geneval;
 pub mod hps_benchmark;
 mod image_file;
 pub mod process;
+#[cfg_attr(not(feature = "onnx"), expect(dead_code, reason = "only networks look at pictures through windows"))]
 pub mod resize;
 pub mod shapes;
 
