@@ -16,7 +16,7 @@
 //! | what goes wrong | what is done | whose samples fail |
 //! |---|---|---|
 //! | a score is `null`, `NaN` or no number; a text in `errors` | nothing more | its own |
-//! | no connection, a broken one, none within `timeout_ms`; status 429 or 5xx | asked again, `retry.times` times, each wait twice the former | the request's |
+//! | no connection, a broken one, no answer within `timeout_ms`; status 429 or 5xx | asked again, `retry.times` times, each wait twice the former | the request's |
 //! | another status; a redirect; an answer too long or not of the protocol; another count of scores | not asked again | the request's |
 //! | another `model` or `version` than in the first answer | not asked again | the request's |
 //! | a picture that cannot be encoded | it is not sent | its own |
