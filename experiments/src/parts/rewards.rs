@@ -171,14 +171,7 @@ impl Scorers {
             RewardSource::Geneval(_) => Box::new(GenEval::new(ShapesDetector::new())),
             RewardSource::Brightness(_) => Box::new(Brightness),
             RewardSource::Compressibility(_) => Box::new(JpegCompressibility),
-            RewardSource::Given(given) => match self.place(&given.name) {
-                Some(place) => self.open(place)?,
-                None => {
-                    let name = &given.name;
-                    let message = format!("reward `{name}` has no scorer; give --scorer {name}=WHERE");
-                    return Err(Failure::user(message));
-                }
-            },
+            RewardSource::Given(given) => self.given(&given.name)?,
             RewardSource::Joined(joined) => {
                 let parts = joined.of.iter().map(|part| self.reward(part)).collect::<Outcome<Vec<_>>>()?;
                 Box::new(Joined::new(&joined.name, parts, joined.by)?)
@@ -195,6 +188,14 @@ impl Scorers {
         };
         let Some(GateFile { reward, at_least, otherwise }) = counts.gate.as_deref() else { return Ok(changed) };
         Ok(Box::new(Gated::new(changed, self.reward(reward)?, *at_least, *otherwise)?))
+    }
+
+    /// The scorer that a flag gave under this name.
+    pub fn given(&self, name: &str) -> Outcome<Box<dyn Reward<RgbImage>>> {
+        match self.place(name) {
+            Some(place) => self.open(place),
+            None => Err(Failure::user(format!("reward `{name}` has no scorer; give --scorer {name}=WHERE"))),
+        }
     }
 
     fn place(&self, name: &str) -> Option<&Place> {

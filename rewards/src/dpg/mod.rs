@@ -26,4 +26,4 @@ mod vqa;
 
 pub use benchmark::{Benchmark, Settings};
 pub use questions::{Item, Mode, Question, Questions};
-pub use vqa::{Crop, RecordedAnswers, Vqa};
+pub use vqa::{Crop, RecordedAnswers, ScoredAnswers, Vqa};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use grpo::{BoxError, Error, Result};
+use grpo::{BoxError, Error, Prompt, Result, Reward};
 use image::RgbImage;
 use serde::Deserialize;
 
@@ -41,6 +41,32 @@ pub trait Vqa: Send + Sync {
     /// The answers to all questions about a picture, in their order. Override where a model is faster on a batch.
     fn answers(&self, crop: &Crop<'_>, questions: &[&str]) -> Result<Vec<String>, BoxError> {
         questions.iter().map(|question| self.answer(crop, question)).collect()
+    }
+}
+
+/// Any reward as a model that answers: it is asked with the question as its prompt, and a score above a half is "yes".
+///
+/// So a model behind HTTP, in a program of one's own or in an ONNX folder answers as it would score.
+#[derive(Clone, Debug)]
+pub struct ScoredAnswers<R>(pub R);
+
+impl<R: Reward<RgbImage>> Vqa for ScoredAnswers<R> {
+    fn answer(&self, crop: &Crop<'_>, question: &str) -> Result<String, BoxError> {
+        Ok(self.answers(crop, &[question])?.pop().unwrap_or_default())
+    }
+
+    fn answers(&self, crop: &Crop<'_>, questions: &[&str]) -> Result<Vec<String>, BoxError> {
+        let prompts: Vec<Prompt> = questions.iter().map(|question| Prompt::new(*question)).collect();
+        let batch: Vec<(&Prompt, &RgbImage)> = prompts.iter().map(|prompt| (prompt, &crop.picture)).collect();
+        let scores = self.0.score_batch(&batch)?;
+        if scores.len() != batch.len() {
+            return Err(format!("{} scores for {} questions", scores.len(), batch.len()).into());
+        }
+        let answer = |(score, question): (&f32, &&str)| match score.is_finite() {
+            true => Ok(if *score > 0.5 { "yes" } else { "no" }.to_string()),
+            false => Err(format!("scored {score} on question `{question}`").into()),
+        };
+        scores.iter().zip(questions).map(answer).collect()
     }
 }
 

@@ -15,6 +15,7 @@ use grpo_rewards::{dpg, hps_benchmark};
 use super::report::{ReportArgs, name_file, name_folder};
 use crate::commands::{progress, tell};
 use crate::failure::{Failure, Outcome};
+use crate::parts::ScorerArgs;
 
 /// A folder of images under GenEval's rules, in place of a policy.
 #[derive(Args)]
@@ -174,8 +175,13 @@ pub struct Dpg {
     #[arg(long, value_name = "FILE")]
     csv: PathBuf,
     /// Answers of a model: a JSON line {"image", "crop", "question", "answer"} each.
-    #[arg(long, value_name = "FILE")]
-    answers: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "vqa")]
+    answers: Option<PathBuf>,
+    /// The NAME of a --scorer that answers: it is asked with the question as its prompt, and above 0.5 is "yes".
+    #[arg(long, value_name = "NAME", conflicts_with = "answers")]
+    vqa: Option<String>,
+    #[command(flatten)]
+    scorers: ScorerArgs,
     /// As the published program counts, or without its faults.
     #[arg(long, value_enum, default_value_t = DpgMode::Official)]
     mode: DpgMode,
@@ -204,14 +210,33 @@ impl Dpg {
         };
         let settings = dpg::Settings { mode, n_pictures: self.pictures, resolution: self.resolution };
         let questions = dpg::Questions::read(&self.csv, mode)?;
-        let answers = dpg::RecordedAnswers::read(&self.answers)?;
+        let vqa = self.vqa()?;
         let benchmark = dpg::Benchmark::read(&self.images, questions, settings)?;
         let bar = progress(benchmark.n_images());
-        let mut report = benchmark.judge(&answers, || bar.inc(1));
+        let mut report = benchmark.judge(vqa.as_ref(), || bar.inc(1));
         bar.finish_and_clear();
         name_file(&mut report, "questions", &self.csv)?;
-        name_file(&mut report, "answers", &self.answers)?;
+        if let Some(path) = &self.answers {
+            name_file(&mut report, "answers", path)?;
+        }
+        report
+            .notes
+            .extend(self.vqa.as_ref().map(|name| format!("answered by the scorer `{name}`, not by mPLUG-large")));
         self.out.write(&report)
+    }
+
+    /// Who answers.
+    fn vqa(&self) -> Outcome<Box<dyn dpg::Vqa>> {
+        let scorers = self.scorers.scorers()?;
+        let vqa: Box<dyn dpg::Vqa> = match (&self.answers, &self.vqa) {
+            (Some(path), _) => Box::new(dpg::RecordedAnswers::read(path)?),
+            (None, Some(name)) => Box::new(dpg::ScoredAnswers(scorers.given(name)?)),
+            (None, None) => {
+                return Err(Failure::user("dpg needs --answers FILE, or --vqa NAME and --scorer NAME=WHERE"));
+            }
+        };
+        scorers.check_all_asked()?;
+        Ok(vqa)
     }
 }
 

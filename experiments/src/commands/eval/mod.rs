@@ -30,7 +30,7 @@ pub struct Eval {
 #[derive(Subcommand)]
 enum Benchmark {
     /// GenEval's six tasks: a policy on the Shapes world's held-out prompts, or a folder of any model's images.
-    Geneval(Geneval),
+    Geneval(Box<Geneval>),
     /// DPG-Bench on a folder of any model's images.
     Dpg(Dpg),
     /// The HPSv2 benchmark on folders of any model's images.
