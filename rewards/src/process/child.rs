@@ -119,7 +119,8 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // The group first: while its leader is not waited for, no other process can have its number.
+        // The group first: while its leader is not waited for, no other process can have its number. After an epitaph it
+        // was, and the number is free for a moment; what the leader left behind keeps it taken where that matters.
         #[cfg(unix)]
         let _ = Command::new("/bin/sh")
             .args(["-c", "kill -s KILL -- \"-$0\""])

@@ -21,7 +21,7 @@
 //! ([`Reward::score_batch`]); where it is `exclude`, those named above are left out and counted, and all others keep
 //! their scores ([`Reward::score_each`]). None is ever scored 0 for having failed.
 //!
-//! A program is ended with its reward: its input is closed, its process group is killed and waited for.
+//! A program is ended with its reward: its process group is killed, itself waited for, its pipes closed.
 
 mod child;
 
