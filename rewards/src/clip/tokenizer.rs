@@ -1,6 +1,9 @@
 //! CLIP's byte-pair tokens (Radford et al., 2021), as open_clip computes them.
 //!
-//! Deviation: open_clip also repairs mojibake with `ftfy`; captions here are clean UTF-8, so that step is left out.
+//! A text is first repaired as ftfy does it: mojibake, curly quotes, ligatures, control characters, composed accents.
+//! Deviations, counted in rewards/tests/clip.rs:
+//! 1. Rare mojibake (text that was read as Mac Roman, code page 437 or Windows-1251, or twice) is repaired differently.
+//! 2. U+0345, a mark under Greek vowels, is no letter here; Python's case folding makes it one.
 
 /// How many ids a text tower takes.
 pub const CONTEXT: usize = 77;
@@ -45,10 +48,27 @@ impl Tokenizer {
     }
 }
 
-/// HTML entities decoded twice, white space joined, lower case.
+/// Repaired, HTML entities decoded twice, white space joined, lower case.
 fn clean(text: &str) -> String {
-    let once = html_escape::decode_html_entities(text);
+    // Lines are repaired one by one, and a longer one than this is cut, which must not happen within a character.
+    let config = plsfix::TextFixerConfig { max_decode_length: i32::MAX, ..Default::default() };
+    let repaired = plsfix::fix_text(&without_terminal_escapes(text), Some(&config));
+    let once = html_escape::decode_html_entities(&repaired);
     let twice = html_escape::decode_html_entities(&once);
     let words: Vec<&str> = twice.split_whitespace().collect();
     words.join(" ").to_lowercase()
+}
+
+/// Without colours and cursor movements, of which plsfix takes the first character only.
+fn without_terminal_escapes(text: &str) -> String {
+    let mut pieces = text.split("\u{1b}[");
+    let mut kept = pieces.next().unwrap_or_default().to_string();
+    for piece in pieces {
+        let rest = piece.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        match rest.strip_prefix(|c: char| c.is_ascii_alphabetic()) {
+            Some(rest) => kept.push_str(rest),
+            None => kept.extend(["\u{1b}[", piece]),
+        }
+    }
+    kept
 }
