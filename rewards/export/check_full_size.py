@@ -21,7 +21,7 @@ import open_clip
 import torch
 from PIL import Image
 
-from export_clip import create, side
+from export_clip import PREPROCESS, create, side
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests", "golden"))
 
@@ -105,7 +105,7 @@ def embed(model, pixels, embed_dim, out):
         # An interrupted picture is in some files only.
         with open(path, "ab") as file:
             file.truncate(done * 4 * embed_dim)
-    for at in range(done, len(pixels["pil-bicubic"])):
+    for at in range(done, len(next(iter(pixels.values())))):
         rows = torch.stack([mode[at] for mode in pixels.values()])
         distinct, which = torch.unique(rows, dim=0, return_inverse=True)
         started = time.time()
@@ -126,6 +126,7 @@ def arguments():
     parser.add_argument("--pillow13", required=True)
     parser.add_argument("--hpsv2", required=True)
     parser.add_argument("-n", type=int, default=100, help="pictures and prompts")
+    parser.add_argument("--modes", nargs="+", choices=PREPROCESS, default=PREPROCESS, help="to embed pictures in")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", required=True)
     return parser.parse_args()
@@ -163,8 +164,8 @@ def main():
     if check["source"] != source:
         raise SystemExit(f"{args.out} was begun with {check['source']}; this is {source}, so name another folder")
     shape = (check["n"], 3, check["size"], check["size"])
-    read = lambda mode: torch.from_numpy(np.fromfile(os.path.join(args.out, f"{mode}.pixels"), dtype=np.float32).reshape(shape))
-    embed(model, {mode: read(mode) for mode in check["modes"]}, check["embed_dim"], args.out)
+    read = lambda mode: np.fromfile(os.path.join(args.out, f"{mode}.pixels"), dtype=np.float32).reshape(shape)
+    embed(model, {mode: torch.from_numpy(read(mode)) for mode in args.modes}, check["embed_dim"], args.out)
 
 
 if __name__ == "__main__":

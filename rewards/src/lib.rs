@@ -12,7 +12,7 @@
 //! | [`geneval`] | GenEval's published rules behind a `Detector` trait |
 //! | [`dpg`], [`hps_benchmark`] | DPG-Bench and the HPSv2 benchmark on folders of images |
 //! | [`evaluation`] | the form in which benchmarks report |
-//! | [`resize`] | Pillow's bicubic resizing, bit for bit |
+//! | `resize` (feature `onnx`) | Pillow's bicubic resizing, bit for bit |
 //! | [`shapes`] | the embedded world: scenes, renderer, captions, prompts, exact detector |
 //! | [`Brightness`], [`JpegCompressibility`] | two rewards that show whether anything is learnt at all |
 
@@ -26,6 +26,8 @@ pub mod ocr;
 pub mod onnx;
 #[cfg(feature = "http")]
 pub mod remote;
+#[cfg(feature = "onnx")]
+pub mod resize;
 
 mod brightness;
 mod compressibility;
@@ -37,7 +39,6 @@ pub mod hps_benchmark;
 mod image_file;
 pub mod process;
 #[cfg_attr(not(feature = "onnx"), expect(dead_code, reason = "only networks look at pictures through windows"))]
-pub mod resize;
 pub mod shapes;
 
 pub use brightness::Brightness;

@@ -1,4 +1,5 @@
 //! Pillow's bicubic resizing, bit for bit, in the two orders of its passes.
+#![cfg(feature = "onnx")]
 
 mod golden;
 
