@@ -38,7 +38,6 @@ pub mod geneval;
 pub mod hps_benchmark;
 mod image_file;
 pub mod process;
-#[cfg_attr(not(feature = "onnx"), expect(dead_code, reason = "only networks look at pictures through windows"))]
 pub mod shapes;
 
 pub use brightness::Brightness;
