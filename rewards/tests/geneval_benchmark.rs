@@ -86,7 +86,7 @@ fn what_is_missing_or_fails_is_named_and_counts_as_wrong_beside_the_score() {
     assert_eq!((row.name.as_str(), row.score, row.pessimistic, row.n), ("single_object", 2.0 / 3.0, Some(0.5), 3));
     assert_eq!((report.overall, report.pessimistic), (Some(2.0 / 3.0), Some(0.25)));
     assert_eq!(verdicts[2].reason, "expected cat>=1, found 0");
-    assert!(report.notes[1].starts_with("0 of the 553 published prompts; the number does not compare"));
+    assert!(report.notes[1].starts_with("1 of the 553 published prompts; the number does not compare"));
     let page = report.to_markdown();
     for line in [
         "Overall: **0.6667**",

@@ -128,11 +128,12 @@ impl FolderArgs {
                 Source::Recorded(RecordedDetections::read(path)?)
             }
             (None, Some((name, folder))) => {
-                name_folder(report, "detector", folder)?;
-                Source::Network(match name {
+                let network: Box<dyn Detector> = match name {
                     DetectorName::Mask2former => Box::new(Mask2Former::load(folder, &options)?),
                     DetectorName::Centernet => Box::new(CenterNet::load(folder, &options)?),
-                })
+                };
+                name_folder(report, "detector", folder)?;
+                Source::Network(network)
             }
             (None, None) => {
                 let remedy = "--images needs --detections FILE, or --detector mask2former=DIR or centernet=DIR";
@@ -145,8 +146,9 @@ impl FolderArgs {
         let colors = match &self.colors {
             None => None,
             Some(folder) => {
+                let clip = ClipReward::load(folder)?;
                 name_folder(report, "colors", folder)?;
-                Some(ClipColors::new(ClipReward::load(folder)?))
+                Some(ClipColors::new(clip))
             }
         };
         Ok(Judge { source, colors, rules: Rules { max_overlap: self.max_overlap } })
