@@ -105,7 +105,8 @@ fn what_cannot_be_scored_is_named_and_the_rest_is_scored() {
     let rows = lines(&said);
     let failed = |row: &Value| row["failed"].as_str().unwrap_or_default().to_string();
     assert!(failed(&rows[0]).contains("reward `half`") && failed(&rows[0]).contains("it is black"), "{}", rows[0]);
-    assert_eq!((rows[1]["rewards"]["half"].as_f64(), rows[2]["rewards"]["half"].as_f64()), (Some(0.2), Some(0.5)));
+    let half = |row: &Value| row["rewards"]["half"].as_f64().map(|score| score as f32);
+    assert_eq!((half(&rows[1]), half(&rows[2])), (Some(0.2), Some(0.5)));
     assert!(failed(&rows[3]).contains("images/d.png"), "{}", rows[3]);
     let table = grpo(folder.path(), &args);
     let shown: Vec<&str> = table.out.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
@@ -131,7 +132,7 @@ fn a_run_is_trained_under_scorers_arithmetic_and_a_rule_for_failures() {
         "rollout.failed_scores.exclude={}",
         "held_out.rewards=[{ given = { name = \"half\" } }]",
         "held_out.samples_per_prompt=2",
-        "objective.advantage.combine=rank_then_sum",
+        "objective.advantage={ combine = \"rank_then_sum\" }",
     ];
     let sets: Vec<&str> = sets.into_iter().flat_map(|set| ["--set", set]).collect();
     let flags = ["--scorer", &half, "--prompts", "p.txt", "--held-out-prompts", "p.txt"];

@@ -128,6 +128,7 @@ impl Generate {
         let prompts = self.asked()?;
         let policy = self.policy.load()?.with_law(self.law.law())?.with_window(self.window)?;
         std::fs::create_dir_all(&self.out).map_err(|error| grpo::Error::file(&self.out, error))?;
+        self.note_sampler()?;
         let jobs: Vec<Job<'_>> = prompts
             .iter()
             .enumerate()
@@ -149,6 +150,13 @@ impl Generate {
             tell(&format!("{passes:.1} passes of the decoder for {} tokens", rows * columns));
         }
         Ok(())
+    }
+
+    /// How the images are drawn, for the reports of `grpo eval`, in `sampler.json` beside them.
+    fn note_sampler(&self) -> Outcome<()> {
+        let path = self.out.join("sampler.json");
+        let settings = json!({"law": self.law.law(), "seed": self.seed, "images_of_each_prompt": self.n});
+        Ok(std::fs::write(&path, format!("{settings}\n")).map_err(|error| grpo::Error::file(&path, error))?)
     }
 
     fn asked(&self) -> Outcome<Vec<Prompt>> {

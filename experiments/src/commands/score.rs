@@ -135,8 +135,10 @@ impl Score {
             Err(error) => Err(error.to_string()),
             Ok(_) => match scored.next() {
                 Some(Ok(scores)) => Ok(scores.values),
-                Some(Err(failed)) => Err(format!("reward `{}`: {}", failed.reward, failed.why)),
-                None => Err("it was not scored".into()),
+                Some(Err(failed)) => {
+                    Err(format!("{}: reward `{}`: {}", paths[image].display(), failed.reward, failed.why))
+                }
+                None => Err(format!("{}: it was not scored", paths[image].display())),
             },
         };
         let scores: Vec<Result<Vec<Option<f32>>, String>> = pairs.iter().map(|(image, _)| *image).map(scores).collect();
@@ -163,7 +165,7 @@ impl Score {
                 print(&format!("{}  {path}  {prompt}", scores.iter().map(cell).collect::<String>()))
             }
             Err(why) => {
-                tell(&format!("{path}: {why}"));
+                tell(&format!("error: {why}"));
                 print(&format!("{:>width$}  {path}  {prompt}", "failed", width = 15 * names.len()))
             }
         }
