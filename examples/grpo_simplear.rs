@@ -67,6 +67,7 @@ fn main() -> Result<()> {
     let run = RunFolder::fresh(Path::new("runs"), "grpo_simplear", seed)?;
     println!("run folder   {}\nwatch it     tensorboard --logdir {}", run.path().display(), run.path().display());
     let rollout = OverlappedSampler::new(optimised, config.rollout.group_size, config.rollout.rows_per_call);
+    let rollout = rollout.on_failed(config.rollout.failed_scores);
     let mut trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts)?
         .hold_out(held_out, watched, GroupSize::new(4)?)
         .record_in(&run, &config.to_toml()?)?;

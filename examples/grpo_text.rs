@@ -63,6 +63,7 @@ fn main() -> Result<()> {
 
     let rewards = RewardSet::new().with(Echo, 1.0)?;
     let rollout = GroupSampler::new(rewards, config.rollout.group_size, config.rollout.rows_per_call);
+    let rollout = rollout.on_failed(config.rollout.failed_scores);
     let run = RunFolder::fresh(Path::new("runs"), "grpo_text", seed)?;
     let trainer = Trainer::new(config, policy, None, Box::new(rollout), prompts.clone())?;
     let mut trainer = trainer.record_in(&run, &config.to_toml()?)?;

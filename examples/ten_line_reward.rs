@@ -39,6 +39,7 @@ fn main() -> Result<()> {
     let reference = policy.frozen()?;
     let rewards = RewardSet::new().with(Redness, 1.0)?;
     let rollout = GroupSampler::new(rewards, GroupSize::default(), config.rollout.rows_per_call);
+    let rollout = rollout.on_failed(config.rollout.failed_scores);
     let prompts = ["a photo of a circle", "a photo of a square", "a photo of a star", "a photo of two rings"];
 
     let run = RunFolder::fresh(Path::new("runs"), "ten_line_reward", config.seed)?;

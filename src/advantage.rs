@@ -9,6 +9,8 @@
 //! Deviations from TRL:
 //! 1. A setting that would have no say (a scale under GDPO) is refused and not ignored.
 //! 2. A group whose rewards are all equal has advantages of exactly 0 and not of a rounding error.
+//! 3. [`Combine::RankThenSum`] is not in TRL: ranks before normalisation, as in any rank-based fitness (Wierstra et al.,
+//!    2014, "Natural Evolution Strategies", fitness shaping), here within a group.
 
 use serde::{Deserialize, Serialize};
 

@@ -80,7 +80,8 @@ impl StepPlan<'_> {
     /// What was left out, where the configuration lets anything be.
     fn counts(&self, excluded: &[Excluded], n_groups: usize, names: &[String]) -> Metrics {
         let mut metrics = Metrics::new();
-        if self.config.rollout.failed_scores != FailedScores::Error {
+        // A rollout of one's own may leave out samples whatever this configuration says.
+        if self.config.rollout.failed_scores != FailedScores::Error || !excluded.is_empty() {
             metrics.insert("excluded/samples".into(), excluded.len() as f64);
             metrics.insert("excluded/groups".into(), n_groups as f64);
             for name in names {
@@ -97,10 +98,13 @@ fn excluded_of<P: Policy>(groups: &[Group<P>]) -> Vec<Excluded> {
 }
 
 fn nothing_left(step: usize, excluded: &[Excluded]) -> Error {
-    let why = excluded.last().map_or("the rollout gave no samples".into(), |last| {
-        format!("{} samples could not be judged, the last by `{}`: {}", excluded.len(), last.reward, last.why)
-    });
-    Error::config(format!("step {step} has no group of at least 2 samples: {why}"))
+    let nothing = format!("step {step} has no group of at least 2 samples");
+    let Some(Excluded { reward, prompt, draw, why, .. }) = excluded.last() else {
+        return Error::config(format!("{nothing}: the rollout gave no samples"));
+    };
+    let n = excluded.len();
+    let message = format!("{nothing}: {n} could not be judged, the last, draw {draw} of prompt `{prompt}`: {why}");
+    Error::Reward { name: reward.clone(), message, source: None }
 }
 
 #[cfg(test)]
@@ -148,7 +152,8 @@ mod tests {
         let error = plan.collect(&mut Short, &ToyPolicy::new(4, 2).unwrap()).err().unwrap().to_string();
         assert_eq!(
             error,
-            "step 3 has no group of at least 2 samples: 2 samples could not be judged, the last by `judge`: timed out"
+            "reward `judge`: step 3 has no group of at least 2 samples: 2 could not be judged, the last, draw 1 of \
+             prompt `prompt 0`: timed out"
         );
     }
 }

@@ -178,16 +178,22 @@ struct Plan<S> {
     group_size: GroupSize,
     prompts_per_call: usize,
     failed: FailedScores,
+    /// The most samples that one call asked for: a step's, against which replacements are measured as well.
+    most_asked: usize,
 }
 
 impl<S> Plan<S> {
     fn new(rewards: Arc<RewardSet<S>>, group_size: GroupSize, rows_per_call: usize) -> Self {
         let prompts_per_call = (rows_per_call / group_size.get()).max(1);
-        Self { rewards, group_size, prompts_per_call, failed: FailedScores::Error }
+        Self { rewards, group_size, prompts_per_call, failed: FailedScores::Error, most_asked: 0 }
     }
 
     fn reward_names(&self) -> Vec<String> {
         self.rewards.names().map(String::from).collect()
+    }
+
+    fn ask_for(&mut self, prompts: &[IndexedPrompt<'_>]) {
+        self.most_asked = self.most_asked.max(prompts.len() * self.group_size.get());
     }
 
     fn sample<P: Policy<Sample = S>>(
@@ -240,16 +246,12 @@ impl<S> Plan<S> {
     }
 
     /// Scores chunks until there are no more; returns the groups and the seconds it took.
-    fn score_all<P: Policy<Sample = S>>(
-        &self,
-        chunks: &Receiver<Vec<Group<P>>>,
-        n_prompts: usize,
-    ) -> Result<(Vec<Group<P>>, f64)> {
+    fn score_all<P: Policy<Sample = S>>(&self, chunks: &Receiver<Vec<Group<P>>>) -> Result<(Vec<Group<P>>, f64)> {
         let (mut groups, mut scoring) = (Vec::new(), 0.0);
         for chunk in chunks {
             let start = Instant::now();
             groups.extend(self.score(chunk)?);
-            self.check_share(&groups, n_prompts)?;
+            self.check_share(&groups)?;
             scoring += start.elapsed().as_secs_f64();
         }
         Ok((groups, scoring))
@@ -257,9 +259,9 @@ impl<S> Plan<S> {
 
     /// An error where more samples have failed by now than may of all that are asked for: a scorer that is gone is
     /// noticed at once, and not after as many time-outs as the step has samples.
-    fn check_share<P: Policy>(&self, groups: &[Group<P>], n_prompts: usize) -> Result<()> {
+    fn check_share<P: Policy>(&self, groups: &[Group<P>]) -> Result<()> {
         let FailedScores::Exclude { max_share } = self.failed else { return Ok(()) };
-        let n_asked = n_prompts * self.group_size.get();
+        let n_asked = self.most_asked;
         let n_failed: usize = groups.iter().map(|group| group.excluded.len()).sum();
         let last = groups.iter().flat_map(|group| &group.excluded).next_back();
         let Some(last) = last.filter(|_| n_failed as f64 > max_share * n_asked as f64) else { return Ok(()) };
@@ -295,7 +297,8 @@ impl<S> GroupSampler<S> {
         Self { plan: Plan::new(rewards.into(), group_size, rows_per_call), times: BTreeMap::new() }
     }
 
-    /// What becomes of a sample that a reward cannot judge; an error where this is not called.
+    /// What becomes of a sample that a reward cannot judge; an error where this is not called. A trainer's configuration
+    /// does not reach a sampler: give both the same rule.
     #[must_use]
     pub fn on_failed(mut self, failed: FailedScores) -> Self {
         self.plan.failed = failed;
@@ -305,6 +308,7 @@ impl<S> GroupSampler<S> {
 
 impl<P: Policy> Rollout<P> for GroupSampler<P::Sample> {
     fn collect(&mut self, policy: &P, prompts: &[IndexedPrompt<'_>], seed: Seed) -> Result<Vec<Group<P>>> {
+        self.plan.ask_for(prompts);
         let mut groups = Vec::with_capacity(prompts.len());
         let (mut sampling, mut scoring) = (0.0, 0.0);
         for chunk in prompts.chunks(self.plan.prompts_per_call) {
@@ -313,7 +317,7 @@ impl<P: Policy> Rollout<P> for GroupSampler<P::Sample> {
             sampling += start.elapsed().as_secs_f64();
             let start = Instant::now();
             groups.extend(self.plan.score(sampled)?);
-            self.plan.check_share(&groups, prompts.len())?;
+            self.plan.check_share(&groups)?;
             scoring += start.elapsed().as_secs_f64();
         }
         self.times = BTreeMap::from([("sample".into(), sampling), ("score".into(), scoring)]);
@@ -339,7 +343,8 @@ impl<S> OverlappedSampler<S> {
         Self { plan: Plan::new(rewards.into(), group_size, rows_per_call), times: BTreeMap::new() }
     }
 
-    /// What becomes of a sample that a reward cannot judge; an error where this is not called.
+    /// What becomes of a sample that a reward cannot judge; an error where this is not called. A trainer's configuration
+    /// does not reach a sampler: give both the same rule.
     #[must_use]
     pub fn on_failed(mut self, failed: FailedScores) -> Self {
         self.plan.failed = failed;
@@ -349,10 +354,11 @@ impl<S> OverlappedSampler<S> {
 
 impl<P: Policy> Rollout<P> for OverlappedSampler<P::Sample> {
     fn collect(&mut self, policy: &P, prompts: &[IndexedPrompt<'_>], seed: Seed) -> Result<Vec<Group<P>>> {
+        self.plan.ask_for(prompts);
         let plan = &self.plan;
         let (sampling, scored) = std::thread::scope(|scope| {
             let (to_scorer, chunks) = crossbeam_channel::bounded::<Vec<Group<P>>>(2);
-            let scorer = scope.spawn(move || plan.score_all(&chunks, prompts.len()));
+            let scorer = scope.spawn(move || plan.score_all(&chunks));
             let sampling = plan.sample_all(policy, prompts, seed, &to_scorer);
             drop(to_scorer);
             let scored = scorer.join().unwrap_or_else(|panic| {
@@ -392,14 +398,16 @@ mod tests {
         RewardSet::new().with(vowels, 1.0).unwrap()
     }
 
-    fn texts(rollout: &mut dyn Rollout<ToyPolicy>) -> Vec<(usize, Vec<String>, Vec<f32>)> {
+    fn texts(rollout: &mut dyn Rollout<ToyPolicy>) -> Vec<(usize, Vec<String>, Vec<u32>)> {
         let policy = ToyPolicy::new(6, 4).unwrap();
         let prompts: Vec<Prompt> = (0..5).map(|i| Prompt::new(format!("prompt {i}"))).collect();
         let batch: Vec<IndexedPrompt<'_>> = prompts.iter().enumerate().collect();
         let groups = rollout.collect(&policy, &batch, Seed::new(1)).unwrap();
         let row = |group: Group<ToyPolicy>| {
             let rewards = group.rewards();
-            (group.prompt_idx, group.completions.into_iter().map(|c| c.sample).collect(), rewards)
+            let (texts, log_probs): (Vec<_>, Vec<_>) =
+                group.completions.into_iter().map(|c| (c.sample, c.log_probs)).unzip();
+            (group.prompt_idx, texts, rewards.into_iter().chain(log_probs.concat()).map(f32::to_bits).collect())
         };
         groups.into_iter().map(row).collect()
     }
@@ -410,6 +418,60 @@ mod tests {
         let whole = texts(&mut GroupSampler::new(rewards(), size, 100));
         assert_eq!(whole, texts(&mut GroupSampler::new(rewards(), size, 1)));
         assert_eq!(whole, texts(&mut OverlappedSampler::new(rewards(), size, 4)));
+    }
+
+    /// The first chunk's score is not given before the second chunk has been sampled, so in turn it never would be.
+    #[test]
+    fn scoring_runs_while_the_next_chunk_is_sampled() {
+        struct Signals(ToyPolicy, Sender<()>);
+        impl Policy for Signals {
+            type Trace = <ToyPolicy as Policy>::Trace;
+            type Sample = String;
+            fn sample(&self, requests: &[Request<'_>]) -> Result<Vec<Completion<Self>>, crate::BoxError> {
+                let sampled = self.0.sample(requests)?;
+                self.1.send(())?;
+                let same =
+                    |c: Completion<ToyPolicy>| Completion { sample: c.sample, trace: c.trace, log_probs: c.log_probs };
+                Ok(sampled.into_iter().map(same).collect())
+            }
+            fn log_probs(&self, rows: &[(&Prompt, &Self::Trace)]) -> Result<crate::LogProbs, crate::BoxError> {
+                self.0.log_probs(rows)
+            }
+            fn params(&self) -> crate::Params {
+                self.0.params()
+            }
+        }
+        let (sampled, seen) = crossbeam_channel::unbounded();
+        let both = std::sync::OnceLock::new();
+        let waits = reward_fn("waits", move |_: &Prompt, _: &String| {
+            let patience = std::time::Duration::from_secs(60);
+            let second = || (0..2).all(|_| seen.recv_timeout(patience).is_ok());
+            Ok(f32::from(u8::from(*both.get_or_init(second))))
+        });
+        let prompt = Prompt::new("any");
+        let batch: Vec<IndexedPrompt<'_>> = (0..2).map(|i| (i, &prompt)).collect();
+        let policy = Signals(ToyPolicy::new(6, 4).unwrap(), sampled);
+        let rewards = RewardSet::new().with(waits, 1.0).unwrap();
+        let mut rollout = OverlappedSampler::new(rewards, GroupSize::new(2).unwrap(), 2);
+        let groups = rollout.collect(&policy, &batch, Seed::new(1)).unwrap();
+        assert_eq!(groups[0].rewards(), [1.0, 1.0], "the second chunk was not sampled while the first was scored");
+    }
+
+    #[test]
+    fn a_replacement_is_measured_against_its_step() {
+        let rewards = || {
+            let fails = |prompt: &Prompt, _: &String| if prompt.text == "bad" { Err("gone".into()) } else { Ok(1.0) };
+            RewardSet::new().with(reward_fn("fails", fails), 1.0).unwrap()
+        };
+        let policy = ToyPolicy::new(6, 4).unwrap();
+        let (good, bad) = (Prompt::new("good"), Prompt::new("bad"));
+        let step: Vec<IndexedPrompt<'_>> = (0..8).map(|i| (i, &good)).collect();
+        let size = GroupSize::new(2).unwrap();
+        let mut rollout = GroupSampler::new(rewards(), size, 4).on_failed(FailedScores::Exclude { max_share: 0.2 });
+        assert!(rollout.collect(&policy, &[(8, &bad)], Seed::new(1)).is_err(), "2 of 2");
+        rollout.collect(&policy, &step, Seed::new(1)).unwrap();
+        let replaced = rollout.collect(&policy, &[(8, &bad)], Seed::new(1)).unwrap();
+        assert_eq!(replaced[0].excluded.len(), 2, "2 of the step's 16");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::observe::{
 use crate::progress::{Progress, State};
 use crate::update::Update;
 use crate::{
-    AdamW, BoxError, Error, Excluded, Group, GroupSampler, GroupSize, Policy, Prompt, Result, RewardSet, Rollout,
-    RunFolder, Seed, TrainConfig, combined_advantages, self_check,
+    AdamW, BoxError, Error, Excluded, FailedScores, Group, GroupSampler, GroupSize, Policy, Prompt, Result, RewardSet,
+    Rollout, RunFolder, Seed, TrainConfig, combined_advantages, self_check,
 };
 
 /// Trains a policy with GRPO.
@@ -229,8 +229,10 @@ impl<P: Policy> Trainer<P> {
     fn measure_work(&mut self, metrics: &mut Metrics, groups: &[Group<P>], n_choices: usize, step_s: f64) {
         let n_samples: usize = groups.iter().map(|group| group.completions.len()).sum();
         metrics.extend(self.progress.metrics());
+        // Of those asked for: a group may have been left out.
+        let n_prompts = self.config.rollout.prompts_per_step.min(self.prompts.len());
         metrics.extend([
-            ("epoch".to_string(), ((self.n_done + 1) * groups.len()) as f64 / self.prompts.len() as f64),
+            ("epoch".to_string(), ((self.n_done + 1) * n_prompts) as f64 / self.prompts.len() as f64),
             ("time/record_s".into(), self.record_s),
             ("time/step_s".into(), step_s),
             ("throughput/images_per_s".into(), n_samples as f64 / step_s),
@@ -315,6 +317,10 @@ impl<P: Policy> Trainer<P> {
         let mut metrics = means.metrics(self.progress.held_out_start.as_ref());
         metrics.extend(crate::held_out::hacking_alarm(&metrics, &self.rollout.reward_names(), &reward_names));
         metrics.insert("time/held_out_s".into(), seconds);
+        let n_excluded: usize = groups.iter().map(|group| group.excluded.len()).sum();
+        if self.config.rollout.failed_scores != FailedScores::Error || n_excluded > 0 {
+            metrics.insert("held_out/excluded".into(), n_excluded as f64);
+        }
         self.progress.held_out_start.get_or_insert(means);
         let report =
             HeldOutReport { step: self.n_done, metrics: &metrics, groups: &groups, reward_names: &reward_names };

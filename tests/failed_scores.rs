@@ -214,22 +214,28 @@ impl Observer<ToyPolicy> for Kept {
 #[test]
 fn a_run_goes_on_without_the_samples_that_failed() {
     let fails = |text: &str| text.starts_with('a');
-    let flaky = reward_fn("flaky", move |_: &Prompt, text: &String| match fails(text) {
-        true => Err("no answer".into()),
-        false => Ok(vowels(text)),
-    });
+    let flaky = || {
+        let score = move |_: &Prompt, text: &String| match fails(text) {
+            true => Err("no answer".into()),
+            false => Ok(vowels(text)),
+        };
+        RewardSet::new().with(reward_fn("flaky", score), 1.0).unwrap()
+    };
     let mut config = TrainConfig { n_steps: 8, ..TrainConfig::default() };
     config.rollout.failed_scores = FailedScores::Exclude { max_share: 0.9 };
     config.rollout.group_size = GroupSize::new(2).unwrap();
     config.rollout.prompts_per_step = 3;
     config.objective.kl_weight = 0.0;
-    let rewards = RewardSet::new().with(flaky, 1.0).unwrap();
-    let sampler = GroupSampler::new(rewards, config.rollout.group_size, 64).on_failed(config.rollout.failed_scores);
+    let sampler = GroupSampler::new(flaky(), config.rollout.group_size, 64).on_failed(config.rollout.failed_scores);
     let (kept, folder) = (Kept::default(), tempfile::tempdir().unwrap());
     let policy = ToyPolicy::new(8, 6).unwrap();
     let mut trainer = Trainer::new(config, policy, None, Box::new(sampler), prompts()).unwrap().observe(kept.clone());
     let run = RunFolder::create(folder.path(), "flaky", 0).unwrap();
-    trainer = trainer.record_in(&run, "").unwrap();
+    // Left by a run that was killed and goes on from the start.
+    let excluded = run.path().join("excluded");
+    std::fs::create_dir(&excluded).unwrap();
+    (0..8).for_each(|step| std::fs::write(excluded.join(format!("step-{step:05}.jsonl")), "stale").unwrap());
+    trainer = trainer.hold_out(prompts(), flaky(), GroupSize::new(20).unwrap()).record_in(&run, "").unwrap();
     trainer.run().unwrap();
     let steps = kept.0.lock().unwrap();
     let mut n_groups = 0.0;
@@ -241,6 +247,15 @@ fn a_run_goes_on_without_the_samples_that_failed() {
         n_groups += metrics["excluded/groups"];
     }
     assert!(n_groups > 0.0, "no group was left out, so the test shows nothing");
-    let named = std::fs::read_dir(run.path().join("excluded")).unwrap().count();
-    assert_eq!(named, steps.iter().filter(|(_, n_excluded, _)| *n_excluded > 0).count());
+    let named = |kind: &str| {
+        let files = std::fs::read_dir(&excluded).unwrap().map(|file| file.unwrap().path());
+        let files = files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(kind));
+        files.map(|path| std::fs::read_to_string(path).unwrap()).collect::<Vec<_>>()
+    };
+    let (of_steps, of_held_out) = (named("step-"), named("held_out-"));
+    assert!(of_steps.iter().all(|lines| lines.contains("no answer")), "{of_steps:?}");
+    assert_eq!(of_steps.len(), steps.iter().filter(|(_, n_excluded, _)| *n_excluded > 0).count());
+    let metrics = std::fs::read_to_string(run.path().join("metrics.jsonl")).unwrap();
+    let n_held_out = of_held_out.last().unwrap().lines().count();
+    assert!(metrics.contains(&format!("\"held_out/excluded\":{n_held_out}.0")), "{n_held_out}: {metrics}");
 }

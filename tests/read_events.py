@@ -30,7 +30,7 @@ for line in (run / "metrics.jsonl").read_text().splitlines():
 
 # Every number of the page but those of options that the miniature has not on, and of samples that end by themselves.
 OFF = {"resampled_groups", "policy_loss", "cispo_clip_ratio", "completions/clipped_ratio"}
-OFF |= {"excluded/samples", "excluded/groups", "rewards/{name}/failed"}
+OFF |= {"excluded/samples", "excluded/groups", "rewards/{name}/failed", "held_out/excluded"}
 OFF |= {f"completions/{which}_terminated_length" for which in ("mean", "min", "max")}
 page = (Path(__file__).parent.parent / "src/docs/metrics.md").read_text().split("## Pictures")[0]
 rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]

@@ -272,7 +272,7 @@ fn a_nan_reward_names_itself_and_keeps_what_was_done() {
     let trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts).unwrap();
     let mut trainer = trainer.record_in(&run, "").unwrap();
     let error = trainer.run().unwrap_err().to_string();
-    assert!(error.starts_with("reward `breaks`: scored NaN on row 0 of prompt `prompt "), "{error}");
+    assert!(error.starts_with("reward `breaks`: scored NaN for prompt `prompt "), "{error}");
     let kept = run.checkpoints(1).latest().unwrap().unwrap();
     assert_eq!(Checkpoint::load(&kept).unwrap().step, 2, "two steps were done before the NaN");
 }

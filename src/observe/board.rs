@@ -189,15 +189,17 @@ fn table<P: Policy>(groups: &[Group<P>], advantages: &[Vec<f32>], names: &[Strin
         format!("|---|---|---|---|{}---|", "---|".repeat(names.len())),
     ];
     for (group, advantages) in groups.iter().zip(advantages) {
-        for draw in group.ranking() {
+        let draws = group.draws();
+        for at in group.ranking() {
             // A user's rollout may give more scores than samples.
-            let (Some(scores), Some(completion)) = (group.scores.get(draw), group.completions.get(draw)) else {
+            let (Some(scores), Some(completion)) = (group.scores.get(at), group.completions.get(at)) else {
                 continue;
             };
+            let draw = draws.get(at).copied().unwrap_or(at);
             let values: Vec<String> =
                 scores.values.iter().map(|score| score.map_or("–".into(), |score| format!("{score:.4}"))).collect();
             let sample = completion.sample.text().map_or("(image)".into(), cell);
-            let advantage = advantages.get(draw).copied().unwrap_or_default();
+            let advantage = advantages.get(at).copied().unwrap_or_default();
             lines.push(format!(
                 "| {} | {draw} | {sample} | {:.4} | {} | {advantage:+.3} |",
                 cell(&group.prompt.text),

@@ -1,18 +1,20 @@
 //! `samples/`: pictures, texts, traces and scores as files.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::{Fault, HeldOutReport, Observer, StepReport};
 use crate::panel::panel;
-use crate::{BoxError, Error, Group, Policy, Result, RunFolder, Sample};
+use crate::{BoxError, Error, Excluded, Group, Policy, Result, RunFolder, Sample};
 
 /// Logged samples as files: `samples/step-N/` with the pictures, a panel, maps and `samples.jsonl`.
 ///
 /// A step whose update was skipped leaves all of its samples in `skipped/step-N/`, with `why.txt` and the
-/// replayed log-probs. Samples that a reward could not judge are named in `excluded/step-N.jsonl`.
+/// replayed log-probs. Samples that a reward could not judge are named in `excluded/step-N.jsonl`
+/// and `excluded/held_out-N.jsonl`.
 pub struct SampleFiles {
     run: RunFolder,
     n_groups: usize,
@@ -32,12 +34,7 @@ impl<P: Policy> Observer<P> for SampleFiles {
             write_groups(&folder, report.groups, report.advantages, report.reward_names)?;
             write_fault(&folder, fault)?;
         }
-        if !report.excluded.is_empty() {
-            let folder = made(self.run.path().join("excluded"))?;
-            let lines = report.excluded.iter().map(|sample| Ok(serde_json::to_string(sample)? + "\n"));
-            let lines = lines.collect::<Result<String, BoxError>>()?;
-            crate::checkpoint::write_synced(&folder.join(format!("step-{:05}.jsonl", report.step)), lines.as_bytes())?;
-        }
+        write_excluded(&self.run, &format!("step-{:05}.jsonl", report.step), report.excluded)?;
         if !report.with_samples {
             return Ok(());
         }
@@ -53,8 +50,24 @@ impl<P: Policy> Observer<P> for SampleFiles {
     fn held_out(&mut self, report: &HeldOutReport<'_, P>) -> Result<(), BoxError> {
         let folder = made(self.run.samples().join(format!("held_out-{:05}", report.step)))?;
         write_groups(&folder, report.groups, &[], report.reward_names)?;
-        Ok(())
+        let excluded: Vec<Excluded> = report.groups.iter().flat_map(|group| group.excluded.iter().cloned()).collect();
+        write_excluded(&self.run, &format!("held_out-{:05}.jsonl", report.step), &excluded)
     }
+}
+
+/// A line for each sample that could not be judged; no file where there is none, nor one of a run that was broken off.
+fn write_excluded(run: &RunFolder, name: &str, excluded: &[Excluded]) -> Result<(), BoxError> {
+    let folder = run.path().join("excluded");
+    if excluded.is_empty() {
+        let path = folder.join(name);
+        return match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file(&path, error).into()),
+            _ => Ok(()),
+        };
+    }
+    let lines = excluded.iter().map(|sample| Ok(serde_json::to_string(sample)? + "\n"));
+    let lines = lines.collect::<Result<String, BoxError>>()?;
+    Ok(crate::checkpoint::write_synced(&made(folder)?.join(name), lines.as_bytes())?)
 }
 
 /// `why.txt`, and `log_probs.jsonl` with a line for each sample of `samples.jsonl`. A number that is none is a text.

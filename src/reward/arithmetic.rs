@@ -142,20 +142,20 @@ impl<S> Gated<S> {
     }
 
     fn ask(&self, batch: &[(&Prompt, &S)], how: How) -> Result<Vec<Result<f32, BoxError>>, BoxError> {
-        let opened = asked(self.gate.as_ref(), batch, how)?;
-        let open = |row: &usize| !matches!(&opened[*row], Some(Ok(score)) if *score < self.at_least);
-        let (shown, rest): (Vec<usize>, Vec<usize>) = (0..batch.len()).partition(open);
-        let mut scores: Vec<Result<f32, BoxError>> = rest.iter().map(|_| Ok(self.otherwise)).collect();
-        let of_shown: Vec<(&Prompt, &S)> = shown.iter().map(|&row| batch[row]).collect();
-        scores.extend(how.of(self.reward.as_ref(), &of_shown)?);
-        let mut rows: Vec<(usize, Result<f32, BoxError>)> = rest.into_iter().chain(shown).zip(scores).collect();
-        rows.sort_by_key(|(row, _)| *row);
-        let through = |((_, score), gate): (_, Option<Result<f32, BoxError>>)| match gate {
-            Some(Err(error)) => Err(format!("its gate `{}` failed: {error}", self.gate.name()).into()),
-            Some(Ok(gate)) if !gate.is_finite() => Err(format!("its gate `{}` scored {gate}", self.gate.name()).into()),
-            _ => score,
+        let gate = self.gate.name();
+        let kept_out = |opened: Option<Result<f32, BoxError>>| match opened {
+            Some(Err(error)) => Some(Err(format!("its gate `{gate}` failed: {error}").into())),
+            Some(Ok(score)) if !score.is_finite() => Some(Err(format!("its gate `{gate}` scored {score}").into())),
+            Some(Ok(score)) if score < self.at_least => Some(Ok(self.otherwise)),
+            _ => None,
         };
-        Ok(rows.into_iter().zip(opened).map(through).collect())
+        let kept_out: Vec<Option<Result<f32, BoxError>>> =
+            asked(self.gate.as_ref(), batch, how)?.into_iter().map(kept_out).collect();
+        let shown: Vec<(&Prompt, &S)> =
+            batch.iter().zip(&kept_out).filter(|(_, out)| out.is_none()).map(|(row, _)| *row).collect();
+        let mut scores = how.of(self.reward.as_ref(), &shown)?.into_iter();
+        let missing = || Err("its score was lost".into());
+        Ok(kept_out.into_iter().map(|out| out.unwrap_or_else(|| scores.next().unwrap_or_else(missing))).collect())
     }
 }
 
@@ -231,8 +231,8 @@ impl<S> Joined<S> {
 impl Joining {
     fn of(self, a: f32, b: f32) -> f32 {
         match self {
-            // `f32::min` would pass over a score that is no number.
-            Self::Lowest if a.is_nan() || b.is_nan() => f32::NAN,
+            _ if !a.is_finite() => a,
+            _ if !b.is_finite() => b,
             Self::Lowest => a.min(b),
             Self::Product => a * b,
         }
@@ -423,6 +423,10 @@ mod tests {
             let scores = of(&joined, &[1.0, 13.0, f32::NAN]);
             assert_eq!(scores[..2], [Ok(-1.0), Err("`value` failed: unlucky".into())]);
             assert!(scores[2].clone().unwrap().is_nan(), "{joining:?}");
+            for infinite in [f32::INFINITY, f32::NEG_INFINITY] {
+                assert!(of(&joined, &[infinite])[0].clone().unwrap().is_infinite(), "{joining:?}");
+            }
+            assert_eq!([joining.of(f32::INFINITY, 0.5), joining.of(0.5, f32::INFINITY)], [f32::INFINITY; 2]);
         }
     }
 

@@ -7,6 +7,8 @@ pub use arithmetic::{Change, Changed, Gated, Joined, Joining};
 pub(crate) use set::message_of;
 pub use set::{Failed, FailedScores, RewardSet, Scores};
 
+use std::sync::Arc;
+
 use crate::{BoxError, Prompt};
 
 /// Judges samples of kind `S`; higher is better. Required: `name` and `score`.
@@ -63,6 +65,29 @@ pub trait Reward<S>: Send + Sync {
 }
 
 impl<S, R: Reward<S> + ?Sized> Reward<S> for Box<R> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn score(&self, prompt: &Prompt, sample: &S) -> Result<f32, BoxError> {
+        (**self).score(prompt, sample)
+    }
+
+    fn score_batch(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<f32>, BoxError> {
+        (**self).score_batch(batch)
+    }
+
+    fn score_each(&self, batch: &[(&Prompt, &S)]) -> Vec<Result<f32, BoxError>> {
+        (**self).score_each(batch)
+    }
+
+    fn applies_to(&self, prompt: &Prompt) -> bool {
+        (**self).applies_to(prompt)
+    }
+}
+
+/// One reward in several places: a mix, a gate and the held-out scores share what it loaded.
+impl<S, R: Reward<S> + ?Sized> Reward<S> for Arc<R> {
     fn name(&self) -> &str {
         (**self).name()
     }

@@ -40,12 +40,13 @@ pub struct Failed {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum FailedScores {
-    /// The run stops with an error that names the reward, the prompt and the row.
+    /// The run stops with an error that names the reward and what it said; where a score is not finite, the prompt too.
     #[default]
     Error,
     /// The sample leaves its group, whose other advantages are those of a group without it; it is counted and named.
     Exclude {
-        /// The share of the samples asked for that may fail before the run stops after all.
+        /// The share of a step's samples that may fail before the run stops after all; of a held-out evaluation's
+        /// likewise. Groups drawn anew count by themselves, against the same number.
         #[serde(default = "tenth")]
         max_share: f64,
     },
@@ -116,8 +117,8 @@ impl<S> RewardSet<S> {
 
     /// Scores every row with every reward that applies to its prompt.
     ///
-    /// An error names the reward and the prompt where a score is missing or not finite, where a reward panics, or where no
-    /// reward applies.
+    /// An error names the reward where a score is missing or not finite or where it panics, and the prompt where one score
+    /// is at fault or no reward applies.
     pub fn score(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<Scores>> {
         self.check(batch)?;
         let column = |member: &Member<S>| member.column(batch, |rows| member.checked_scores(rows));
@@ -185,7 +186,7 @@ impl<S> Member<S> {
         match scores.iter().position(|score| !score.is_finite()) {
             None => Ok(scores),
             Some(row) => Err(fault(format!(
-                "scored {} on row {row} of prompt `{}`; return a finite number, or `false` from `applies_to`",
+                "scored {} for prompt `{}` (row {row} of its batch); return a finite number, or `false` from `applies_to`",
                 scores[row], batch[row].0.text
             ))),
         }
@@ -264,7 +265,7 @@ mod tests {
         );
         assert_eq!(
             error_of(vec![1.0, f32::NAN]),
-            "reward `fixed`: scored NaN on row 1 of prompt `a cat`; return a finite number, or `false` from `applies_to`"
+            "reward `fixed`: scored NaN for prompt `a cat` (row 1 of its batch); return a finite number, or `false` from `applies_to`"
         );
     }
 
