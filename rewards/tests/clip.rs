@@ -109,9 +109,10 @@ struct Tokens {
     checksums: Vec<String>,
 }
 
-/// Which texts have other tokens here: those with U+0345, and mojibake that plsfix repairs in another way than ftfy.
-const OTHER_TOKENS: [usize; 19] =
-    [214, 246, 248, 249, 519, 525, 532, 589, 640, 660, 715, 745, 778, 803, 855, 870, 916, 997, 1095];
+/// Which texts have other tokens here: those with U+0345, mojibake that plsfix repairs in another way than ftfy, and
+/// numbers of control characters.
+const OTHER_TOKENS: [usize; 21] =
+    [214, 246, 248, 249, 519, 525, 532, 589, 640, 660, 715, 745, 778, 803, 855, 870, 916, 997, 1095, 1178, 1179];
 
 #[test]
 fn tokens_are_those_of_open_clip() {
@@ -120,7 +121,7 @@ fn tokens_are_those_of_open_clip() {
     let tokenizer = Tokenizer::new();
     let mut wrong = Vec::new();
     for (at, (text, expected)) in golden.texts.iter().zip(&golden.checksums).enumerate() {
-        let ids = tokenizer.ids(text);
+        let ids = tokenizer.ids(text).unwrap();
         if let Some(whole) = golden.ids.get(at) {
             let mut whole = whole.clone();
             whole.resize(CONTEXT, 0);

@@ -163,7 +163,8 @@ impl ClipReward {
     pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
         let mut embeddings = Vec::with_capacity(texts.len());
         for chunk in texts.chunks(TEXT_BATCH) {
-            let ids: Vec<i64> = chunk.iter().flat_map(|text| self.tokenizer.ids(text)).collect();
+            let ids: Vec<[i64; CONTEXT]> = chunk.iter().map(|text| self.tokenizer.ids(text)).collect::<Result<_>>()?;
+            let ids = ids.concat();
             let output = self.texts.run_one(Input::I64(&ids, &[chunk.len(), CONTEXT]))?;
             embeddings.extend(self.rows("text_embeds", &output, chunk.len())?);
         }
@@ -203,18 +204,32 @@ impl Reward<RgbImage> for ClipReward {
 
     fn score_batch(&self, batch: &[(&Prompt, &RgbImage)]) -> Result<Vec<f32>, BoxError> {
         let texts = self.text_table(batch.iter().map(|(prompt, _)| prompt.text.as_str()).collect())?;
-        let images: Vec<&RgbImage> = batch.iter().map(|(_, image)| *image).collect();
+        let (images, places) = distinct(batch.iter().map(|(_, image)| *image));
         let embeddings = self.embed_images(&images)?;
-        let score = |((prompt, _), image): (&(&Prompt, &RgbImage), &Vec<f32>)| {
-            texts.get(&prompt.text).map(|text| cosine(image, text) as f32)
+        let score = |((prompt, _), place): (&(&Prompt, &RgbImage), usize)| {
+            Some(cosine(embeddings.get(place)?, texts.get(&prompt.text)?) as f32)
         };
-        let scores: Option<Vec<f32>> = batch.iter().zip(&embeddings).map(score).collect();
-        scores.ok_or_else(|| "the text tower left a prompt without an embedding".into())
+        let scores: Option<Vec<f32>> = batch.iter().zip(places).map(score).collect();
+        scores.ok_or_else(|| "the towers left a prompt or an image without an embedding".into())
     }
 
     fn score_each(&self, batch: &[(&Prompt, &RgbImage)]) -> Vec<Result<f32, BoxError>> {
         score_sound(batch, |sound| self.score_batch(sound))
     }
+}
+
+/// The images without those that are the same in memory, and the place of each row's among them: one picture may be judged
+/// for many prompts.
+fn distinct<'a>(images: impl Iterator<Item = &'a RgbImage>) -> (Vec<&'a RgbImage>, Vec<usize>) {
+    let (mut found, mut places) = (Vec::new(), Vec::new());
+    let mut known: BTreeMap<*const RgbImage, usize> = BTreeMap::new();
+    for image in images {
+        places.push(*known.entry(image).or_insert_with(|| {
+            found.push(image);
+            found.len() - 1
+        }));
+    }
+    (found, places)
 }
 
 /// The cosine, summed in f64; the towers normalise, yet a foreign export may not.

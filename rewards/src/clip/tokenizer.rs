@@ -4,6 +4,11 @@
 //! Deviations, counted in rewards/tests/clip.rs:
 //! 1. Rare mojibake (text that was read as Mac Roman, code page 437 or Windows-1251, or twice) is repaired differently.
 //! 2. U+0345, a mark under Greek vowels, is no letter here; Python's case folding makes it one.
+//! 3. A control character or a code point that is none, written as its number (`&#1;`), stays; Python leaves it out.
+
+use grpo::{Error, Result};
+
+use crate::onnx::caught;
 
 /// How many ids a text tower takes.
 pub const CONTEXT: usize = 77;
@@ -32,10 +37,19 @@ impl Tokenizer {
     /// Start, tokens, end, and zeros up to [`CONTEXT`]; a longer text is cut and still ends with the end token.
     ///
     /// ```
-    /// let ids = grpo_rewards::clip::Tokenizer::new().ids("a red circle");
+    /// let ids = grpo_rewards::clip::Tokenizer::new().ids("a red circle")?;
     /// assert_eq!(ids[..6], [49406, 320, 736, 7117, 49407, 0]);
+    /// # Ok::<(), grpo::Error>(())
     /// ```
-    pub fn ids(&self, text: &str) -> [i64; CONTEXT] {
+    pub fn ids(&self, text: &str) -> Result<[i64; CONTEXT]> {
+        caught(|| self.encoded(text)).map_err(|panic| {
+            Error::config(format!(
+                "the text `{text}` cannot be read: its parser gave up in a panic ({panic}); reword it"
+            ))
+        })
+    }
+
+    fn encoded(&self, text: &str) -> [i64; CONTEXT] {
         let mut tokens = vec![self.0.start_of_text()];
         self.0.encode(&clean(text), &mut tokens);
         tokens.truncate(CONTEXT - 1);
@@ -53,8 +67,8 @@ fn clean(text: &str) -> String {
     // Lines are repaired one by one, and a longer one than this is cut, which must not happen within a character.
     let config = plsfix::TextFixerConfig { max_decode_length: i32::MAX, ..Default::default() };
     let repaired = plsfix::fix_text(&without_terminal_escapes(text), Some(&config));
-    let once = html_escape::decode_html_entities(&repaired);
-    let twice = html_escape::decode_html_entities(&once);
+    let once = htmlize::unescape(&*repaired);
+    let twice = htmlize::unescape(&*once);
     let words: Vec<&str> = twice.split_whitespace().collect();
     words.join(" ").to_lowercase()
 }

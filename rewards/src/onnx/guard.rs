@@ -7,11 +7,17 @@ use grpo::{Error, Result};
 
 /// Runs what may panic on a damaged file; nothing it had in hand is used afterwards.
 pub(crate) fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    caught(call).unwrap_or_else(|text| {
         let message = format!("its reader gave up in a panic ({text}); the file is damaged, so copy or export it anew");
         Err(Error::file(path, message))
+    })
+}
+
+/// What the call gives, or the text of its panic.
+pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
     })
 }
 

@@ -27,4 +27,6 @@ pub use network::{Resampling, Source, Stage, Tokens};
 pub use options::{Cuda, OpenVino, OpenVinoPrecision, Precision, Provider, SessionOptions};
 pub use session::{Dim, Element, Input, Interface, Output, Port, Session};
 
+pub(crate) use graph::external_files;
+pub(crate) use guard::caught;
 pub(crate) use picture::{check_picture, score_sound};

@@ -50,6 +50,9 @@ SPACES = ["\t", "\n", "\r\n", "\u00a0", "\u2003", "\u2028", "\u2029", "\u0085", 
 CONTROLS = ["\x00", "\x01", "\x08", "\x1b[31mred\x1b[0m", "\x1b", "\x7f", "\x1f", "\ufff9", "\u206a", "\U000e0001", "\x80", "\x85", "\x9c", "\u200e", "\u202a"]
 NUMBERS = ["3.14", "1,000", "\u00bd", "\u00b2", "\u2460", "\u2167", "\u0663", "\u096b", "10%", "#1", "2\u00d72", "1\ufe0f\u20e3"]
 SYMBOLS = ["!!!", "?!", "...", "--", "__x__", "a/b", "\\n", "@me", "$5", "~", "`", "^", "|", "<b>", "{}", "[]", "()", "*", "=>", "'", "\"", "''s", "'S", "'LL", "<end_of_text>", "\ufffd"]
+UNTERMINATED = ["&amp chips", "&copy 2024", "&#39s", "&#x27t go", "&notit;", "&timesb", "&lt", "caf&eacute au lait", "&ampamp;", "&#8217 ",
+                "&AMP", "&Amp;", "&frac12cup", "&hellip more", "&#0;", "&#128;", "&#x110000;", "&#1;", "&#xfdd0;", "&nbspx", "&#x;", "&#;",
+                "&NotEqualTilde;", "a &lt b &gt c", "&#99999999999;", "&acE;", "<b> &amp; &copy", "&zwnj;x", "&lang;y&rang;"]
 WORDS = ["a", "photo", "of", "red", "Circle", "and", "TWO", "stars", "oil", "painting", "it's", "they'll", "unbelievably", "bokeh", "8k", "o'clock"]
 RARE = [chr(point) for point in (0x1, 0x300, 0x345, 0x378, 0x590, 0x0aff, 0x1f19, 0x2126, 0x212b, 0x2c2f, 0xa7c7, 0xab70, 0xe000, 0xfdfa, 0xfe0f, 0xffff, 0x10400, 0x1d400, 0x1e900, 0x2f800, 0x10ffff)]
 
@@ -77,7 +80,7 @@ def texts():
     every = PLAIN + [piece for kind in (ACCENTED, SCRIPTS, EMOJI, ENTITIES, CURLY, LIGATURES, WIDE, SPACES, CONTROLS, NUMBERS, SYMBOLS, RARE) for piece in kind]
     every += [garbled(f"the {word} is here", draw) for word in ACCENTED + SCRIPTS + EMOJI + CURLY]
     every += [f"{word}{symbol}" for word in WORDS for symbol in draw.sample(SYMBOLS, 4)]
-    return list(dict.fromkeys(every + [mixed(draw) for _ in range(N_MIXED)]))
+    return list(dict.fromkeys(every + [mixed(draw) for _ in range(N_MIXED)] + UNTERMINATED))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ impl Tokenizer {
     pub(super) fn tokenise(&self, text: &str) -> Result<Tokenised> {
         let (inner, source, length, pad_id) = match self {
             Self::Clip(clip) => {
-                let ids = clip.ids(text).to_vec();
+                let ids = clip.ids(text)?.to_vec();
                 // The end token has the highest id, and only zeros follow the first one.
                 let end = ids.iter().enumerate().max_by_key(|&(at, id)| (id, std::cmp::Reverse(at)));
                 let n_tokens = end.map_or(0, |(at, _)| at + 1);
