@@ -6,6 +6,7 @@
 //! published program, blocks are cut from the images that are there, so a missing one shifts the blocks after it; the
 //! report names it. Scores are 100 times the reward, a cosine.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use grpo::{BoxError, Error, Prompt, Result, Reward};
@@ -43,10 +44,13 @@ impl Benchmark {
             std::fs::read_dir(dir).map_err(failed)?.map(|entry| Ok(entry?.path())).collect();
         let mut folders = names.map_err(failed)?;
         folders.retain(|path| path.is_dir());
-        folders.sort();
         if folders.is_empty() {
             return Err(Error::file(dir, "no folder in it; expected one for each style, such as DIR/anime/00000.jpg"));
         }
+        // A style with prompts and without a folder is missing as a whole.
+        folders.extend(styles_with_prompts(prompts)?.into_iter().map(|style| dir.join(style)));
+        folders.sort();
+        folders.dedup();
         let mut report = Report::new("hps", "official");
         report.sampler = sampler_settings(dir)?;
         let mut styles = Vec::with_capacity(folders.len());
@@ -109,6 +113,19 @@ impl Style {
     fn image_name(&self, path: &Path) -> String {
         format!("{}/{}", self.name, path.file_name().unwrap_or_default().to_string_lossy())
     }
+}
+
+/// The names of `PROMPTS/*.json`.
+fn styles_with_prompts(prompts: &Path) -> Result<Vec<OsString>> {
+    let failed = |error| Error::file(prompts, error);
+    let mut styles = Vec::new();
+    for entry in std::fs::read_dir(prompts).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|ending| ending == "json") {
+            styles.extend(path.file_stem().map(OsStr::to_os_string));
+        }
+    }
+    Ok(styles)
 }
 
 fn score_batch(batch: &[(PathBuf, Prompt)], reward: &dyn Reward<RgbImage>) -> Vec<Result<f64, BoxError>> {

@@ -2,6 +2,8 @@
 #![cfg(feature = "onnx")]
 #![expect(clippy::unwrap_used, reason = "in a test a failure is a panic, helpers included")]
 
+use std::path::Path;
+
 use grpo_rewards::clip::ClipReward;
 use grpo_rewards::detectors::{
     CenterNet, ClipColors, Colored, Mask2Former, Queries, crop, instances, network_input, peaks,
@@ -52,6 +54,40 @@ fn centernets_boxes_are_those_of_its_own_graph() {
             let apart = found.bbox.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(apart < 1e-3, "{photo}: {:?} is not {expected:?}", found.bbox);
         }
+    }
+}
+
+/// The network of `golden/tiny_networks.py`, worked out by hand: a cell of 4 x 4 pixels of input is red where 2.5 x 2.5 of a
+/// picture half as large are.
+#[test]
+fn centernet_sees_its_picture_in_the_right_colours_and_places() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/centernet_tiny");
+    let network = CenterNet::load(&folder, &SessionOptions::default()).unwrap();
+    let mut image = RgbImage::new(256, 256);
+    let mut paint = |x0: u32, y0: u32, color: [u8; 3]| {
+        (0..9).for_each(|at| image.put_pixel(x0 + at % 3, y0 + at / 3, Rgb(color)));
+    };
+    paint(128, 64, [255, 0, 0]);
+    paint(200, 20, [0, 0, 255]);
+    let found = network.detect(&image).unwrap();
+    let boxes: Vec<_> = found.iter().map(|found| (found.class.as_str(), found.bbox)).collect();
+    let classes: Vec<&str> = object_names().take(3).collect();
+    let around = |x: f32, y: f32| [x - 2.0, y - 4.0, x + 6.0, y + 8.0];
+    assert_eq!(boxes, [(classes[0], around(128.0, 64.0)), (classes[2], around(200.0, 20.0))]);
+    assert!(found.iter().all(|found| (found.score - 0.1).abs() < 1e-6), "{found:?}");
+}
+
+#[test]
+fn numbers_that_are_none_are_no_empty_picture() {
+    let shape =
+        |shape: &[usize], value: f32| Output { shape: shape.to_vec(), values: vec![value; shape.iter().product()] };
+    let (classes, masks) = (shape(&[1, 2, 6], 0.0), shape(&[1, 2, 4, 4], 0.0));
+    assert!(Queries::new(&classes, &masks, 5).is_ok());
+    for bad in [f32::NAN, f32::INFINITY] {
+        let error = Queries::new(&shape(&[1, 2, 6], bad), &masks, 5).unwrap_err().to_string();
+        assert!(error.contains(&format!("`cls_logits` holds {bad}")), "{error}");
+        let error = Queries::new(&classes, &shape(&[1, 2, 4, 4], bad), 5).unwrap_err().to_string();
+        assert!(error.contains(&format!("`mask_logits` holds {bad}")), "{error}");
     }
 }
 
@@ -296,5 +332,13 @@ fn a_detectors_folder_is_verified_before_it_is_read() {
         check(expected);
     }
     std::fs::write(&sums, format!("{}  model.onnx\n", sha256(b"model"))).unwrap();
-    check("not a model that onnx runtime can read");
+    check("there is no graph in it");
+    let (graph, weights) = (include_bytes!("golden/onnx/external.onnx"), include_bytes!("golden/onnx/external.data"));
+    std::fs::write(folder.path().join("model.onnx"), graph).unwrap();
+    std::fs::write(folder.path().join("external.data"), weights).unwrap();
+    let listed = format!("{}  model.onnx\n", sha256(graph));
+    std::fs::write(&sums, &listed).unwrap();
+    check("its weights lie in `external.data`, which ");
+    std::fs::write(&sums, format!("{listed}{}  external.data\n", sha256(weights))).unwrap();
+    check("the model's inputs are");
 }

@@ -136,7 +136,7 @@ fn a_link_may_not_leave_the_folder() {
     let (inside, outside) = (case.folder.path().join(WEIGHTS), elsewhere.path().join(WEIGHTS));
     fs::rename(&inside, &outside).unwrap();
     std::os::unix::fs::symlink(&outside, &inside).unwrap();
-    assert!(case.fault(WEIGHTS).contains("a link that leaves the reward's folder"));
+    assert!(case.fault(WEIGHTS).contains("a link that leaves its folder"));
     fs::remove_file(&inside).unwrap();
     fs::rename(&outside, case.folder.path().join("real.data")).unwrap();
     std::os::unix::fs::symlink("real.data", &inside).unwrap();

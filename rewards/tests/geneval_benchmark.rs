@@ -86,7 +86,9 @@ fn what_is_missing_or_fails_is_named_and_counts_as_wrong_beside_the_score() {
     assert_eq!((row.name.as_str(), row.score, row.pessimistic, row.n), ("single_object", 2.0 / 3.0, Some(0.5), 3));
     assert_eq!((report.overall, report.pessimistic), (Some(2.0 / 3.0), Some(0.25)));
     assert_eq!(verdicts[2].reason, "expected cat>=1, found 0");
-    assert!(report.notes[1].starts_with("1 of the 553 published prompts; the number does not compare"));
+    assert_eq!(report.notes[0], "no image of counting could be judged: a mean over 1 of 2 tasks");
+    let coverage = "1 of the 553 published prompts, and 1 folders of other prompts; the number does not compare";
+    assert!(report.notes[2].starts_with(coverage), "{:?}", report.notes);
     let page = report.to_markdown();
     for line in [
         "Overall: **0.6667**",
@@ -137,6 +139,9 @@ fn bad_layouts_are_refused() {
     let forward =
         r#"{"tag": "position", "include": [{"class": "cat", "count": 1, "position": ["above", 0]}], "prompt": "a"}"#;
     check(layout(&[(forward, 0)]).path(), "entry 0 of column `include`");
+    let misspelt = r#"{"tag": "colors", "include": [{"class": "car", "count": 1, "colour": "red"}], "prompt": "a"}"#;
+    check(layout(&[(misspelt, 0)]).path(), "unknown field `colour`");
+    check(layout(&[(&CAT.replace("\"prompt\"", "\"exlude\": [], \"prompt\""), 0)]).path(), "unknown field `exlude`");
     let bare = tempfile::tempdir().unwrap();
     std::fs::create_dir(bare.path().join("00000")).unwrap();
     check(bare.path(), "metadata.jsonl: ");

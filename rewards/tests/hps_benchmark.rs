@@ -81,6 +81,16 @@ fn an_image_that_cannot_be_read_is_named_and_its_batch_goes_on() {
 }
 
 #[test]
+fn a_style_without_a_folder_is_missing_as_a_whole() {
+    let golden = golden();
+    let folder = layout(&golden);
+    std::fs::write(folder.path().join("prompts/concept-art.json"), r#"["a", "b"]"#).unwrap();
+    let report = judged(folder.path());
+    assert_eq!(report.missing[..2], ["concept-art/00000.jpg", "concept-art/00001.jpg"]);
+    assert_eq!((report.images.expected, report.images.scored, report.rows.len()), (462, 457, 3));
+}
+
+#[test]
 fn a_score_that_is_no_number_is_a_failure() {
     let golden = golden();
     let folder = layout(&golden);

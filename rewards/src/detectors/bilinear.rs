@@ -119,3 +119,45 @@ fn positions(source: usize, target: usize) -> impl Iterator<Item = (i64, f32)> {
         (position.floor() as i64, position - position.floor())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use image::Rgb;
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Golden {
+        pictures: Vec<Picture>,
+    }
+
+    #[derive(Deserialize)]
+    struct Picture {
+        size: [u32; 2],
+        sums: [f64; 3],
+        /// Every 4999th value, channels last.
+        values: Vec<f32>,
+    }
+
+    #[test]
+    fn pictures_reach_centernet_as_tensorflow_js_brings_them() {
+        const SIDE: usize = 512;
+        let golden: Golden = serde_json::from_str(include_str!("../../tests/golden/centernet_input.json")).unwrap();
+        assert_eq!(golden.pictures.len(), 3);
+        for Picture { size: [height, width], sums, values } in golden.pictures {
+            let value =
+                |x: u32, y: u32, c: u32| ((x * x + 3 * x * y / 7 + 11 * y + 85 * c + (x * y) % 251) % 256) as u8;
+            let image = RgbImage::from_fn(width, height, |x, y| Rgb([0, 1, 2].map(|c| value(x, y, c))));
+            let resized = tensorflow(&image, SIDE);
+            for (plane, sum) in resized.chunks(SIDE * SIDE).zip(sums) {
+                let total: f64 = plane.iter().map(|&value| f64::from(value)).sum();
+                assert!((total - sum).abs() < 1e-6 * sum, "{width} x {height}: {total} is not {sum}");
+            }
+            for (at, expected) in (0..).step_by(4999).zip(values) {
+                let found = resized[at % 3 * SIDE * SIDE + at / 3];
+                assert!((found - expected).abs() < 1e-3, "{width} x {height}, value {at}: {found} is not {expected}");
+            }
+        }
+    }
+}

@@ -61,13 +61,14 @@ impl Detector for CenterNet {
         let pixels = bilinear::tensorflow(image, SIDE);
         let outputs = self.session.run(&[("images", Input::F32(&pixels, &[1, 3, SIDE, SIDE]))])?;
         let read = |name: &'static str, n: usize| -> Result<&[f32]> {
-            let Output { shape, values } =
-                outputs.get(name).ok_or_else(|| Error::config(format!("the network returned no `{name}`")))?;
+            let output = outputs.get(name).ok_or_else(|| Error::config(format!("the network returned no `{name}`")))?;
+            let Output { shape, values } = output;
             let expected = vec![1, n, GRID, GRID];
-            match *shape == expected {
-                true => Ok(values),
-                false => Err(Error::Shape { what: name, got: shape.clone(), expected }),
+            if *shape != expected {
+                return Err(Error::Shape { what: name, got: shape.clone(), expected });
             }
+            output.check_finite(&format!("the network's `{name}`"))?;
+            Ok(values)
         };
         let (heatmap, reach) = (read("heatmap", self.classes.len())?, read("wh", 4)?);
         Ok(peaks(heatmap, reach, &self.classes, [width as f32, height as f32]))

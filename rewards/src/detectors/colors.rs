@@ -12,6 +12,9 @@ use crate::geneval::{COLORS, Detection, Detector};
 /// What lies outside an object's mask is painted in this grey, `#999`.
 const OUTSIDE: Rgb<u8> = Rgb([0x99; 3]);
 
+/// The longest side of a crop, as of any picture.
+const MAX_CROP: i64 = 8192;
+
 /// Names the colour of an object: the nearest of ten texts to its crop.
 ///
 /// Each colour is the normalised mean of three captions with the object's class, embedded by CLIP. Published numbers
@@ -40,6 +43,12 @@ impl ClipColors {
             let mut row = [0.0; 10];
             for (place, caption) in row.iter_mut().zip(&captions) {
                 *place = embedding.iter().zip(caption).map(|(a, b)| a * b).sum();
+            }
+            if let Some(value) = row.iter().find(|value| !value.is_finite()) {
+                let class = &object.class;
+                return Err(Error::config(format!(
+                    "the colour of a {class}: a similarity is {value}; export CLIP in fp32, or compute on the CPU"
+                )));
             }
             rows.push(row);
         }
@@ -82,10 +91,10 @@ fn normalised(values: &[f32]) -> Vec<f32> {
 pub fn crop(image: &RgbImage, object: &Detection) -> Result<RgbImage> {
     let [x0, y0, x1, y1] = object.bbox.map(|corner| corner.round_ties_even() as i64);
     let (width, height) = (i64::from(image.width()), i64::from(image.height()));
-    let limit = |size: i64| 0 < size && size <= 2 * width.max(height);
+    let limit = |size: i64| 0 < size && size <= (2 * width.max(height)).min(MAX_CROP);
     if !object.bbox.iter().all(|corner| corner.is_finite()) || !limit(x1 - x0) || !limit(y1 - y0) {
         return Err(Error::config(format!(
-            "box {:?} of a {} has no pixel, or is larger than twice the image of {width}x{height}",
+            "box {:?} of a {} has no pixel, or is larger than twice the image of {width}x{height} or {MAX_CROP} pixels",
             object.bbox, object.class
         )));
     }

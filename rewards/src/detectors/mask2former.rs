@@ -128,7 +128,7 @@ pub struct Queries<'a> {
 }
 
 impl<'a> Queries<'a> {
-    /// Checks `cls_logits` `[1, Q, n_classes + 1]` against `mask_logits` `[1, Q, h, w]`.
+    /// Checks `cls_logits` `[1, Q, n_classes + 1]` against `mask_logits` `[1, Q, h, w]`, and that all are finite.
     pub fn new(classes: &'a Output, masks: &'a Output, n_classes: usize) -> Result<Self> {
         let n_queries = classes.shape.get(1).copied().unwrap_or(0);
         if classes.shape != [1, n_queries, n_classes + 1] {
@@ -146,6 +146,8 @@ impl<'a> Queries<'a> {
             let expected = vec![1, n_queries, height.max(1), width.max(1)];
             return Err(Error::Shape { what: "mask_logits", got: masks.shape.clone(), expected });
         }
+        classes.check_finite("the network's `cls_logits`")?;
+        masks.check_finite("the network's `mask_logits`")?;
         Ok(Self { classes: &classes.values, masks: &masks.values, n_classes, mask_size: [height, width] })
     }
 

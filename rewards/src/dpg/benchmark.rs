@@ -14,6 +14,9 @@ use crate::image_file::open_image;
 /// The pictures in a file of every published number.
 const MAX_PICTURES: usize = 4;
 
+/// The longest side of a picture in pixels.
+const MAX_SIDE: u32 = 8192;
+
 /// How the images were made, and which way of counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -38,9 +41,9 @@ impl Benchmark {
     /// Lists a folder's PNG and JPEG files, `ITEM.png` with the pictures of each prompt; no image is opened yet.
     pub fn read(dir: &Path, questions: Questions, settings: Settings) -> Result<Self> {
         let Settings { mode, n_pictures, resolution } = settings;
-        if !(1..=MAX_PICTURES).contains(&n_pictures) || resolution == 0 {
+        if !(1..=MAX_PICTURES).contains(&n_pictures) || !(1..=MAX_SIDE).contains(&resolution) {
             return Err(Error::config(format!(
-                "{n_pictures} pictures of side {resolution} in a file; give 1 to {MAX_PICTURES} of at least 1 pixel"
+                "{n_pictures} pictures of side {resolution} in a file; give 1 to {MAX_PICTURES} of 1 to {MAX_SIDE} pixels"
             )));
         }
         let files = image_files(dir)?;

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+pub(crate) use files::{check_inside, sha256_once};
 pub use files::{sampler_settings, sha256};
 
 /// What a benchmark found, and on what.
@@ -22,14 +23,15 @@ pub struct Report {
     pub mode: String,
     /// The published number, over what could be judged; `None` where nothing could.
     pub overall: Option<f64>,
-    /// The same with every image that is missing or failed counted as wrong; `None` where the benchmark has no
+    /// The same with every image of [`Report::missing`] and [`Report::failed`] counted as wrong; `None` where the benchmark has no
     /// number for a wrong image.
     pub pessimistic: Option<f64>,
     /// The parts of the number, in the benchmark's order.
     pub rows: Vec<Row>,
     /// How many images.
     pub images: Counts,
-    /// The images that should be there and are not.
+    /// The images that should be there and are not; GenEval's are those of the folders there, and a note says which
+    /// share of its prompts has one.
     pub missing: Vec<String>,
     /// The images that could not be judged.
     pub failed: Vec<FailedImage>,

@@ -28,7 +28,7 @@ pub struct Sample<'a> {
     pub image: &'a RgbImage,
 }
 
-/// The verdict on one image, in the fields of the published program's results.
+/// The verdict on one image, in the fields of the published program's results but for `details`, the boxes it kept.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ImageVerdict {
     /// The file from the folder of images.
@@ -148,6 +148,14 @@ fn sum_up(report: &mut Report, tasks: &BTreeMap<Tag, Task>) {
     report.rows = tasks.iter().filter_map(row).collect();
     report.overall = mean(&report.rows.iter().map(|row| row.score).collect::<Vec<_>>());
     report.pessimistic = mean(&tasks.values().map(Task::pessimistic).collect::<Vec<_>>());
+    let unjudged: Vec<&str> =
+        tasks.iter().filter(|(_, task)| task.scores.is_empty()).map(|(tag, _)| tag.name()).collect();
+    if !unjudged.is_empty() {
+        let (n, of) = (report.rows.len(), tasks.len());
+        report
+            .notes
+            .push(format!("no image of {} could be judged: a mean over {n} of {of} tasks", unjudged.join(", ")));
+    }
     let total = |n: fn(&Task) -> usize| tasks.values().map(n).sum();
     let scored: usize = total(|task| task.scores.len());
     report.images = Counts { expected: total(|task| task.n_expected), found: total(|task| task.n_found), scored };
@@ -166,6 +174,9 @@ fn sum_up(report: &mut Report, tasks: &BTreeMap<Tag, Task>) {
 fn coverage(folders: &[PromptFolder]) -> Result<String> {
     let published = prompts()?;
     let n = published.iter().filter(|prompt| folders.iter().any(|folder| folder.metadata == **prompt)).count();
-    let rest = if n == published.len() { "" } else { "; the number does not compare with one over all of them" };
-    Ok(format!("{n} of the {} published prompts{rest}", published.len()))
+    let n_own = folders.iter().filter(|folder| !published.contains(&folder.metadata)).count();
+    let own = if n_own == 0 { String::new() } else { format!(", and {n_own} folders of other prompts") };
+    let whole = n == published.len() && n_own == 0;
+    let rest = if whole { "" } else { "; the number does not compare with one over all of them alone" };
+    Ok(format!("{n} of the {} published prompts{own}{rest}", published.len()))
 }

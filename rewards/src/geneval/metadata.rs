@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Metadata {
     /// The task it belongs to.
     pub tag: Tag,
@@ -32,6 +33,7 @@ pub struct Metadata {
 
 /// A number of objects of one class, perhaps of one colour and in a relation to an earlier entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Include {
     /// The class's name, as the detector says it.
     pub class: String,

@@ -15,12 +15,14 @@
 //! 1. The published order of boxes of equal score is that of numpy's unstable sort, which for up to 16 boxes of a
 //!    class is the detector's order backwards; here it is so for any number.
 //! 2. Where two relations hold on a diagonal, their order in a reason is fixed; there it changes from run to run.
+//! 3. A folder's images are files named by digits and `.png`; there a name may go on behind that, as `0000.png.bak`.
 //!
 //! The detector is whatever implements [`Detector`]; absolute scores compare with published ones only where
 //! the detector is the published one.
 
 mod benchmark;
 mod folder;
+mod found;
 mod judge;
 mod mask;
 mod metadata;
@@ -31,6 +33,7 @@ mod summary;
 
 pub use benchmark::{Benchmark, ImageVerdict, Sample};
 pub use folder::{PromptFolder, read_folders};
+pub(crate) use found::Found;
 pub use judge::{COLORS, Detection, Rules, Verdict, judge, overlap, relations};
 pub use mask::Mask;
 pub use metadata::{Include, Metadata, Relation, Tag};

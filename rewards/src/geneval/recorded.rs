@@ -7,14 +7,15 @@ use grpo::{BoxError, Error, Result};
 use image::RgbImage;
 use serde::Deserialize;
 
+use super::found::Found;
 use super::judge::Detection;
 use super::reward::Detector;
 
 /// What a detector found in many images, read from JSON lines.
 ///
 /// A line holds an image's name from the folder of images and everything that was found in it, with the colour where
-/// a classifier has looked at the box; an image in which nothing was found has an empty list. Every image has one
-/// line.
+/// a classifier has looked at the box, and the `mask` where the detector segments (COCO's `{"size", "counts"}` with counts
+/// as a list); an image in which nothing was found has an empty list. Every image has one line.
 ///
 /// ```
 /// use grpo_rewards::geneval::RecordedDetections;
@@ -37,15 +38,6 @@ pub struct RecordedDetections {
 struct Line {
     image: String,
     detections: Vec<Found>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Found {
-    class: String,
-    score: f32,
-    bbox: [f32; 4],
-    color: Option<String>,
 }
 
 impl RecordedDetections {
@@ -91,19 +83,6 @@ impl RecordedDetections {
     /// Whether no image has one.
     pub fn is_empty(&self) -> bool {
         self.by_image.is_empty()
-    }
-}
-
-impl Found {
-    fn check(self) -> Result<Detection, String> {
-        let Self { class, score, bbox, color } = self;
-        if !(0.0..=1.0).contains(&score) {
-            return Err(format!("score {score} of a {class}; give a number from 0 to 1"));
-        }
-        if !bbox.iter().all(|corner| corner.is_finite()) || bbox[0] > bbox[2] || bbox[1] > bbox[3] {
-            return Err(format!("bbox {bbox:?} of a {class}; give [x0, y0, x1, y1] with x0 <= x1 and y0 <= y1"));
-        }
-        Ok(Detection { color, ..Detection::new(class, score, bbox) })
     }
 }
 

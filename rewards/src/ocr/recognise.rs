@@ -65,8 +65,8 @@ pub(super) fn decoded(probabilities: &[f32], characters: &[String]) -> (String, 
     (text, mean)
 }
 
-/// How much of `wanted` is in what was read, 0 to 1, as Flow-GRPO counts it: 1 less the edit distance as a share of its length, and 1 where it
-/// stands anywhere in it; case and white space are ignored, and what else was read costs no more than all of it.
+/// How much of `wanted` is in what was read, 0 to 1, as Flow-GRPO counts it: 1 less the edit distance as a share of its
+/// length, and 1 where it stands anywhere in it; case and white space are ignored, and what else was read costs no more than all of it.
 pub(super) fn agreement(read: &str, wanted: &str) -> Option<f32> {
     let plain = |text: &str| text.to_lowercase().chars().filter(|c| !c.is_whitespace()).collect::<Vec<char>>();
     let (read, wanted) = (plain(read), plain(wanted));

@@ -10,7 +10,7 @@ use super::lines::{cut, ordered};
 use super::recognise::{HEIGHT, agreement, decoded, input};
 use super::scorer::OcrScorer;
 use crate::onnx::{Dim, Element, Folder, Input, Interface, Manifest, Port, Precision, Scorer, Session};
-use crate::onnx::{SessionOptions, check_picture, score_sound};
+use crate::onnx::{SessionOptions, check_picture};
 use crate::resize::{Axis, Filter, float_window};
 
 /// The detector takes sides that are multiples of this.
@@ -101,12 +101,19 @@ impl OcrReward {
             let expected = vec![1, 1, height, width];
             return Err(Error::Shape { what: "the detector's map", got: output.shape, expected });
         }
+        output.check_finite("the text detector's map")?;
         let quads = quads(&Map { values: &output.values, width }, &self.scorer);
         let scale = [image.width() as f32 / width as f32, image.height() as f32 / height as f32];
         let mut readings = Vec::new();
         for quad in ordered(quads, scale, image) {
             let (pixels, width) = input(&cut(image, &quad));
             let output = self.recogniser.run_one(Input::F32(&pixels, &[1, 3, HEIGHT, width]))?;
+            let n_classes = self.characters.len() + 1;
+            if !matches!(output.shape[..], [1, _, n] if n == n_classes) {
+                let expected = vec![1, 0, n_classes];
+                return Err(Error::Shape { what: "the recogniser's probabilities", got: output.shape, expected });
+            }
+            output.check_finite("the recogniser's probabilities")?;
             let (text, probability) = decoded(&output.values, &self.characters);
             if probability >= self.scorer.text_threshold && !text.is_empty() {
                 readings.push(Reading { text, probability });
@@ -146,6 +153,6 @@ impl Reward<RgbImage> for OcrReward {
     }
 
     fn score_each(&self, batch: &[(&Prompt, &RgbImage)]) -> Vec<Result<f32, BoxError>> {
-        score_sound(batch, |sound| self.score_batch(sound))
+        batch.iter().map(|(prompt, image)| self.score(prompt, image)).collect()
     }
 }

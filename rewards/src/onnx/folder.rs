@@ -1,16 +1,14 @@
 //! A reward's folder: every file verified before ONNX Runtime sees it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
 
 use grpo::{Error, Result};
 
 use super::manifest::{self, Manifest};
-use super::{Interface, Session, SessionOptions, graph, runtime};
+use super::{Interface, Session, SessionOptions, graph};
+use crate::evaluation::{check_inside, sha256_once};
 
 /// What a protobuf message can hold at most.
 const MAX_GRAPH_BYTES: u64 = i32::MAX as u64;
@@ -37,9 +35,8 @@ impl Folder {
         let folder = Self { path: path.into(), manifest, contents: Contents::Disk };
         for (file, expected) in &folder.manifest.files {
             let path = folder.path.join(file);
-            folder.check_inside(&path)?;
-            let found = sha256_once(&path)
-                .map_err(|error| Error::file(&path, format!("{error}; {} lists it", manifest::FILE)))?;
+            let unreadable = |error| Error::file(&path, format!("{error}; {} lists it", manifest::FILE));
+            let found = check_inside(&folder.path, &path).and_then(|()| sha256_once(&path)).map_err(unreadable)?;
             if found != *expected {
                 let remedy = "copy the folder anew, or make it again by its export command";
                 let message = format!("its sha256 is {found}; {} says {expected}; {remedy}", manifest::FILE);
@@ -113,41 +110,4 @@ impl Folder {
         let listed = beside.to_str().ok_or("a name is not UTF-8")?;
         self.manifest.check_listed(listed)
     }
-
-    /// That no link leads out of the folder.
-    fn check_inside(&self, file: &Path) -> Result<()> {
-        let real = |path: &Path| {
-            let missing = |error| Error::file(path, format!("{error}; {} lists it", manifest::FILE));
-            path.canonicalize().map_err(missing)
-        };
-        if real(file)?.starts_with(real(&self.path)?) {
-            return Ok(());
-        }
-        Err(Error::file(file, "it is a link that leaves the reward's folder; copy the file itself"))
-    }
-}
-
-/// When a file was hashed, and to what: a file is read again once its length or its time of change differs.
-struct Hashed {
-    length: u64,
-    modified: SystemTime,
-    sha256: String,
-}
-
-/// A file's sha256, computed once per process; a step's two rewards may well share their text tower.
-fn sha256_once(path: &Path) -> std::io::Result<String> {
-    static HASHED: Mutex<BTreeMap<PathBuf, Hashed>> = Mutex::new(BTreeMap::new());
-    let real = path.canonicalize()?;
-    let metadata = fs::metadata(&real)?;
-    let (length, modified) = (metadata.len(), metadata.modified()?);
-    let mut hashed = HASHED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = hashed.get(&real).filter(|known| known.length == length && known.modified == modified) {
-        return Ok(known.sha256.clone());
-    }
-    let sha256 = runtime::sha256(&real)?;
-    // Clocks of file systems tick slowly: a file of this very second could change again without a new time.
-    if modified.elapsed().is_ok_and(|age| age.as_secs() >= 2) {
-        hashed.insert(real, Hashed { length, modified, sha256: sha256.clone() });
-    }
-    Ok(sha256)
 }

@@ -15,7 +15,7 @@ const DOMAINS: [&str; 4] = ["", "ai.onnx", "ai.onnx.ml", "com.microsoft"];
 const DEPTH: u32 = 32;
 
 /// The other files a model reads its weights from, as it names them; an error where it asks for more than weights.
-pub(super) fn external_files(path: &Path, model: &[u8]) -> Result<BTreeSet<String>> {
+pub(crate) fn external_files(path: &Path, model: &[u8]) -> Result<BTreeSet<String>> {
     let mut walk = Walk { files: BTreeSet::new(), n_graphs: 0 };
     match walk.message(Message::Model, model, 0) {
         Ok(()) if walk.n_graphs == 0 => Err(Error::file(path, format!("there is no graph in it; {ANEW}"))),

@@ -6,8 +6,8 @@ use std::path::Path;
 use grpo::{Result, Seed};
 
 use super::graph::external_files;
-use super::runtime::sha256;
 use super::{Folder, Manifest};
+use crate::evaluation::sha256;
 
 /// One of five kinds of damage: a cut, flipped bits, an overwritten piece, a piece left out, a piece twice.
 fn mutant(bytes: &[u8], seed: Seed) -> Vec<u8> {

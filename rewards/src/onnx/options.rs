@@ -47,7 +47,7 @@ impl SessionOptions {
     ///
     /// A run may take 256 MiB of activations, and an image is taken to need 64 times its input: one layer of a ViT-H at
     /// 224 pixels holds about 25 times its input (257 tokens of 1280 + 3840 + 5120 numbers and 16 squares of 257), and an
-    /// allocator keeps the buffers of its neighbours. On a CPU larger batches are no faster; a GPU may want more.
+    /// allocator keeps the buffers of its neighbours.
     pub fn images_per_run(&self, n_values: usize) -> usize {
         const ACTIVATIONS: usize = 256 << 20;
         let bytes = n_values.saturating_mul(4 * 64).max(1);
@@ -80,7 +80,7 @@ pub enum Provider {
     /// ONNX Runtime's own CPU kernels, which every library has.
     #[default]
     Cpu,
-    /// Intel's OpenVINO on the CPU, which computes in bf16 about twice as fast where the processor has it.
+    /// Intel's OpenVINO on the CPU, which computes in bf16 where the processor has it (experiments/LOG.md has times).
     Openvino(OpenVino),
     /// An NVIDIA GPU.
     Cuda(Cuda),

@@ -7,14 +7,14 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
 
 use grpo::{Error, Result};
 use ort::environment::Environment;
-use sha2::{Digest, Sha256};
+
+use crate::evaluation::sha256_once;
 
 /// The version that is fetched, and whose checksum is known.
 pub const VERSION: &str = "1.31.1";
@@ -198,7 +198,7 @@ impl Lookup {
         let arguments = arguments.into_iter().chain([library.as_os_str()]);
         self.python(arguments, "the fetched wheel does not hold the library")?;
 
-        let checksum = sha256(&library).map_err(|error| format!("the fetched library cannot be read: {error}"))?;
+        let checksum = sha256_once(&library).map_err(|error| format!("the fetched library cannot be read: {error}"))?;
         if checksum == wheel.sha256 {
             Ok(library)
         } else {
@@ -284,21 +284,6 @@ fn newest_library(folder: &Path) -> Option<PathBuf> {
         (minor == 0 || minor >= OLDEST_MINOR).then_some((minor, path))
     });
     candidates.filter(|(_, path)| path.is_file()).max().map(|(_, path)| path)
-}
-
-/// A file's sha256 in hex, read piece by piece.
-pub(super) fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = fs::File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 1 << 20];
-    loop {
-        let n_read = file.read(&mut chunk)?;
-        if n_read == 0 {
-            break;
-        }
-        hasher.update(&chunk[..n_read]);
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]

@@ -87,6 +87,18 @@ pub struct Output {
     pub values: Vec<f32>,
 }
 
+impl Output {
+    /// An error where a value is infinite or no number: thresholds would make "nothing was found" of it.
+    pub(crate) fn check_finite(&self, what: &str) -> Result<()> {
+        match self.values.iter().find(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(value) => Err(Error::config(format!(
+                "{what} holds {value}; compute in f32 (`--provider cpu`), or look for such a number in the weights"
+            ))),
+        }
+    }
+}
+
 /// A loaded model whose ports are those that were asked for.
 #[derive(Debug)]
 pub struct Session {
