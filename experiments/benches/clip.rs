@@ -3,8 +3,8 @@
 //! - `cargo bench -p grpo-experiments --bench clip -- check CHECK MODEL` compares every mode of preprocessing with what
 //!   rewards/export/check_full_size.py wrote to CHECK; a cosine that differs by more than 1e-4 (2e-3 for fp16) fails.
 //! - `cargo bench -p grpo-experiments --bench clip -- speed CHECK MODEL PYTHON [openvino]` times the image tower, in turns
-//!   with torch in f32 and bf16, at batches of 1 and 8 and with two threads. For OpenVINO, ORT_DYLIB_PATH names the library
-//!   of its package.
+//!   with torch in f32 and bf16 and with the tower's matrix products alone, at batches of 1 and 8 and with two threads. For
+//!   OpenVINO, ORT_DYLIB_PATH names the library of its package.
 //!
 //! MODEL is a folder that rewards/export/export_clip.py made of the same weights.
 
@@ -156,6 +156,9 @@ fn pixel_difference(folder: &Path, check: &Check, images: &[RgbImage], mode: &st
     Ok(worst)
 }
 
+/// Torch's parts in the race, as `torch_tower.py` calls them; products alone are what no tower on these cores beats.
+const TORCH: [&str; 4] = ["fp32", "products-fp32", "bf16", "products-bf16"];
+
 /// What a contender says of one batch: seconds, the processor's seconds, largest difference, largest 1 - cosine.
 type Lap = [f64; 4];
 
@@ -166,16 +169,18 @@ fn race(folder: &Path, model: &Path, python: &str, provider: Provider) -> Result
     let mut ours = SessionOptions::with_threads(THREADS);
     (ours.provider, ours.images_per_run) = (provider, NonZeroUsize::new(8));
     let clip = ClipReward::load_with(model, &ours)?;
-    let mut torch = [Torch::start(python, folder, "fp32")?, Torch::start(python, folder, "bf16")?];
+    let torch = TORCH.map(|what| Torch::start(python, folder, what));
+    let mut torch = torch.into_iter().collect::<Result<Vec<_>>>()?;
     println!("{:<22} {:>5} {:>9} {:>9} {:>9} {:>9}", "seconds an image", "batch", "wall", "cpu", "max abs", "1 - cos");
     for batch in [1, 8] {
-        let mut laps: [Vec<Lap>; 3] = Default::default();
+        let mut laps = vec![Vec::new(); 1 + TORCH.len()];
         for _ in 0..=ROUNDS {
             laps[0].push(lap(&clip, &images[..batch], &exact)?);
-            laps[1].push(torch[0].lap(batch)?);
-            laps[2].push(torch[1].lap(batch)?);
+            for (torch, laps) in torch.iter_mut().zip(&mut laps[1..]) {
+                laps.push(torch.lap(batch)?);
+            }
         }
-        for (name, laps) in ["onnx runtime", "torch f32", "torch bf16"].iter().zip(&mut laps) {
+        for (name, laps) in ["onnx runtime"].iter().chain(&TORCH).zip(&mut laps) {
             // The first one may compile for its batch.
             let laps = &mut laps[1..];
             let median = |which: usize, laps: &mut [Lap]| {
@@ -183,8 +188,12 @@ fn race(folder: &Path, model: &Path, python: &str, provider: Provider) -> Result
                 laps[laps.len() / 2][which]
             };
             let [wall, cpu] = [0, 1].map(|which| median(which, laps) / batch as f64);
+            print!("{name:<22} {batch:>5} {wall:>9.3} {cpu:>9.3}");
             let [_, _, off, angle] = laps[0];
-            println!("{name:<22} {batch:>5} {wall:>9.3} {cpu:>9.3} {off:>9.1e} {angle:>9.1e}");
+            match name.starts_with("products") {
+                true => println!(),
+                false => println!(" {off:>9.1e} {angle:>9.1e}"),
+            }
         }
     }
     println!("load {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
