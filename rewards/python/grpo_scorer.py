@@ -8,7 +8,10 @@
     serve(score, model="mine", version="1")
 
 A model that is faster on many pictures takes lists, `serve(scores, batch=True)`, and returns one score each, None or
-NaN where there is none; an exception then fails all of its pictures. What is printed goes to standard error: standard
+NaN where there is none; an exception then fails all of its pictures.
+
+A detector for GenEval is served by `serve_detector(detect)`: `detect(image)` returns a list of what it found, such as
+{"class": "bench", "score": 0.93, "bbox": [10.5, 20, 300, 240]}, with "color" and "mask" where it knows them. What is printed goes to standard error: standard
 output belongs to the protocol (rewards/src/exchange/mod.rs).
 """
 
@@ -67,15 +70,35 @@ def judge(score, header, pictures, batch):
 def answer(score, header, pictures, model, version, batch):
     """The answer's JSON as bytes, one line without its end."""
     scores, errors = judge(score, header, pictures, batch)
-    line = {"id": header["id"], "scores": scores, "errors": errors, "model": model, "version": version}
-    return json.dumps(line).encode()
+    return written(header, model, version, errors, scores=scores)
+
+
+def answer_detections(detect, header, pictures, model, version):
+    """Likewise, with what was detected."""
+    # What JSON cannot hold fails its own picture.
+    one = lambda data: json.loads(json.dumps(list(detect(decode(data)))))
+    rows = [attempt(one, data) for data in pictures]
+    return written(header, model, version, [error for _, error in rows], detections=[found for found, _ in rows])
+
+
+def written(header, model, version, errors, **said):
+    return json.dumps({"id": header["id"], **said, "errors": errors, "model": model, "version": version}).encode()
 
 
 def serve(score, model=None, version=None, batch=False):
-    """Answers until the run closes standard input."""
+    """Answers with scores until the run closes standard input."""
+    answer_all(lambda header, pictures: answer(score, header, pictures, model, version, batch))
+
+
+def serve_detector(detect, model=None, version=None):
+    """Answers with detections until the evaluation closes standard input."""
+    answer_all(lambda header, pictures: answer_detections(detect, header, pictures, model, version))
+
+
+def answer_all(answered):
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     questions = sys.stdin.buffer
     while (question := read_question(questions)) is not None:
-        answers.write(answer(score, *question, model, version, batch) + b"\n")
+        answers.write(answered(*question) + b"\n")
         answers.flush()

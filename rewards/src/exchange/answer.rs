@@ -6,17 +6,59 @@ use std::sync::{Mutex, PoisonError};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// One sample's score, or why it has none.
-pub(crate) type Verdict = Result<f32, String>;
+use crate::geneval::{Detection, Found};
+
+/// One sample's score or detections, or why it has none.
+pub(crate) type Verdict<T = f32> = Result<T, String>;
+
+/// What an answer says of one picture.
+pub(crate) trait Said: Sized + Send {
+    /// The answer's key.
+    const KEY: &'static str;
+
+    /// What stands there, one value a picture.
+    fn of(answer: &mut Answer) -> Option<Vec<Value>>;
+
+    /// One of them.
+    fn read(value: Value) -> Verdict<Self>;
+}
+
+impl Said for f32 {
+    const KEY: &'static str = "scores";
+
+    fn of(answer: &mut Answer) -> Option<Vec<Value>> {
+        answer.scores.take()
+    }
+
+    fn read(value: Value) -> Verdict {
+        finite(&value)
+    }
+}
+
+impl Said for Vec<Detection> {
+    const KEY: &'static str = "detections";
+
+    fn of(answer: &mut Answer) -> Option<Vec<Value>> {
+        answer.detections.take()
+    }
+
+    fn read(value: Value) -> Verdict<Self> {
+        let found: Option<Vec<Found>> = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let found =
+            found.ok_or("has no detections (null), and no reason in `errors`; an empty list is nothing found")?;
+        found.into_iter().map(Found::check).collect()
+    }
+}
 
 /// How much of another program's text a message repeats.
 const EXCERPT_CHARS: usize = 200;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Answer {
+pub(crate) struct Answer {
     id: Option<u64>,
-    scores: Vec<Value>,
+    scores: Option<Vec<Value>>,
+    detections: Option<Vec<Value>>,
     errors: Option<Vec<Option<String>>>,
     #[serde(default)]
     model: Value,
@@ -43,8 +85,8 @@ impl Answers {
     }
 
     /// The verdicts of an answer to question `id` about `n_images` pictures.
-    pub(crate) fn verdicts(&self, answer: &[u8], id: u64, n_images: usize) -> Result<Vec<Verdict>, String> {
-        let answer: Answer = serde_json::from_slice(&quote_non_finite(answer)).map_err(|error| {
+    pub(crate) fn verdicts<T: Said>(&self, answer: &[u8], id: u64, n_images: usize) -> Result<Vec<Verdict<T>>, String> {
+        let mut answer: Answer = serde_json::from_slice(&quote_non_finite(answer)).map_err(|error| {
             format!("its answer is not what the protocol asks for: {error}; it starts with `{}`", excerpt(answer))
         })?;
         match answer.id {
@@ -58,15 +100,26 @@ impl Answers {
             true => Ok(()),
             false => Err(format!("returned {n} {what} for {n_images} images; return one for each, in order")),
         };
-        counted("scores", answer.scores.len())?;
+        let said =
+            T::of(&mut answer).ok_or_else(|| format!("answered without `{}`; give one for each image", T::KEY))?;
+        if answer.scores.is_some() || answer.detections.is_some() {
+            return Err(format!("answered with scores and detections; give `{}` alone", T::KEY));
+        }
+        counted(T::KEY, said.len())?;
         counted("errors", answer.errors.as_ref().map_or(n_images, Vec::len))?;
         self.check(answer.model, answer.version)?;
         let errors = answer.errors.unwrap_or_else(|| vec![None; n_images]);
-        let verdict = |(score, error): (Value, Option<String>)| match error {
+        let verdict = |(value, error): (Value, Option<String>)| match error {
             Some(error) => Err(excerpt(error.as_bytes())),
-            None => finite(&score),
+            None => T::read(value),
         };
-        Ok(answer.scores.into_iter().zip(errors).map(verdict).collect())
+        Ok(said.into_iter().zip(errors).map(verdict).collect())
+    }
+
+    /// The model and its version, as the first answer named them.
+    pub(crate) fn scorer(&self) -> Option<String> {
+        let first = self.scorer.lock().unwrap_or_else(PoisonError::into_inner);
+        first.as_ref().map(|(model, version)| format!("model {model}, version {version}"))
     }
 
     fn check(&self, model: Value, version: Value) -> Result<(), String> {
@@ -149,14 +202,14 @@ mod tests {
 
     use super::*;
 
-    fn read(answer: &str, n_images: usize) -> Result<Vec<Verdict>, String> {
+    fn read<T: Said>(answer: &str, n_images: usize) -> Result<Vec<Verdict<T>>, String> {
         Answers::by_connection().verdicts(answer.as_bytes(), 7, n_images)
     }
 
     #[test]
     fn nothing_but_a_finite_number_is_a_score() {
         let answer = r#"{"scores": [0.25, null, NaN, -Infinity, Infinity, 1e39, "0.5", true, [1], -3, 0],"id":7}"#;
-        let verdicts = read(answer, 11).unwrap();
+        let verdicts: Vec<Verdict> = read(answer, 11).unwrap();
         assert_eq!(verdicts[0], Ok(0.25));
         assert_eq!(verdicts[9..], [Ok(-3.0), Ok(0.0)]);
         let expected = ["null", "NaN", "-Infinity", "Infinity", "1e+39", "\"0.5\"", "true", "[1]"];
@@ -168,7 +221,22 @@ mod tests {
     #[test]
     fn a_text_among_the_errors_fails_its_sample_whatever_its_score() {
         let answer = r#"{"scores":[1, 2, 0],"errors":[null,"\"NaN\" is no face\nsecond line",null]}"#;
-        assert_eq!(read(answer, 3).unwrap(), [Ok(1.0), Err("\"NaN\" is no face".into()), Ok(0.0)]);
+        assert_eq!(read::<f32>(answer, 3).unwrap(), [Ok(1.0), Err("\"NaN\" is no face".into()), Ok(0.0)]);
+    }
+
+    #[test]
+    fn detections_are_checked_as_recorded_ones_are() {
+        let cat = r#"{"class":"cat","score":0.5,"bbox":[0,0,2,3],"color":"red"}"#;
+        let nan = r#"{"class":"cat","score":NaN,"bbox":[0,0,2,3]}"#;
+        let answer = format!(
+            r#"{{"detections":[[{cat},{cat}],[],null,[{nan}],[{cat}]],"errors":[null,null,null,null,"late"]}}"#
+        );
+        let verdicts: Vec<Verdict<Vec<Detection>>> = read(&answer, 5).unwrap();
+        let expected = Detection::new("cat", 0.5, [0.0, 0.0, 2.0, 3.0]).with_color("red");
+        assert_eq!(verdicts[..2], [Ok(vec![expected.clone(), expected]), Ok(Vec::new())]);
+        for (verdict, expected) in verdicts[2..].iter().zip(["no detections (null)", "\"NaN\"", "late"]) {
+            assert!(verdict.as_ref().unwrap_err().contains(expected), "{verdict:?} lacks {expected}");
+        }
     }
 
     #[test]
@@ -178,6 +246,8 @@ mod tests {
             (r#"{"scores":[1,2,3,4,5]}"#, "returned 5 scores for 4 images"),
             (r#"{"scores":[1,2,3,4],"errors":[null]}"#, "returned 1 errors for 4 images"),
             (r#"{"scores":[1,2,3,4],"erors":[null]}"#, "unknown field `erors`"),
+            (r#"{"detections":[[],[],[],[]]}"#, "answered without `scores`"),
+            (r#"{"scores":[1,2,3,4],"detections":[[],[],[],[]]}"#, "answered with scores and detections"),
             (r#"{"scores":[1,2,3,4],"id":6}"#, "answered question 6 where 7 was asked"),
             (r#"{"scores":[1,2,3,4],"model":{}}"#, "its `model` is {}; give a text or a number"),
             (r#"{"scores":{"0":1}}"#, "invalid type: map, expected a sequence"),
@@ -185,18 +255,18 @@ mod tests {
             ("", "EOF while parsing"),
         ];
         for (answer, expected) in cases {
-            let message = read(answer, 4).unwrap_err();
+            let message = read::<f32>(answer, 4).unwrap_err();
             assert!(message.contains(expected), "{message} lacks {expected}");
         }
-        let message = Answers::by_line().verdicts(br#"{"scores":[1]}"#, 7, 1).unwrap_err();
+        let message = Answers::by_line().verdicts::<f32>(br#"{"scores":[1]}"#, 7, 1).unwrap_err();
         assert_eq!(message, "answered without an id; repeat the question's, 7");
-        assert!(Answers::by_line().verdicts(br#"{"scores":[1],"id":7}"#, 7, 1).is_ok());
+        assert!(Answers::by_line().verdicts::<f32>(br#"{"scores":[1],"id":7}"#, 7, 1).is_ok());
     }
 
     #[test]
     fn another_model_is_another_reward() {
         let answers = Answers::by_connection();
-        let ask = |answer: &str| answers.verdicts(answer.as_bytes(), 0, 0);
+        let ask = |answer: &str| answers.verdicts::<f32>(answer.as_bytes(), 0, 0);
         assert!(ask(r#"{"scores":[],"model":"hps","version":2}"#).is_ok());
         assert!(ask(r#"{"scores":[],"version":2,"model":"hps"}"#).is_ok());
         let message = ask(r#"{"scores":[],"model":"hps","version":"2.1"}"#).unwrap_err();
@@ -223,7 +293,7 @@ mod tests {
                     _ => bytes.extend_from_slice(&whole[at.min(whole.len())..]),
                 }
             }
-            if let Ok(verdicts) = Answers::by_connection().verdicts(&bytes, 7, 4) {
+            if let Ok(verdicts) = Answers::by_connection().verdicts::<f32>(&bytes, 7, 4) {
                 n_read += 1;
                 assert_eq!(verdicts.len(), 4);
                 assert!(verdicts.iter().flatten().all(|score| score.is_finite()));

@@ -8,6 +8,7 @@ use grpo::{BoxError, Prompt};
 use image::RgbImage;
 
 use super::Verdict;
+use crate::geneval::Detection;
 
 /// How a batch is divided.
 pub(crate) struct Plan {
@@ -22,11 +23,11 @@ pub(crate) struct Plan {
 /// Every row's verdict in the batch's order; with `until_failure` perhaps only of its first rows, up to a failed one.
 ///
 /// Questions start in order and those started are waited for, so the first failed row is the same whatever the timing.
-pub(crate) fn scatter(
+pub(crate) fn scatter<T: Send>(
     batch: &[(&Prompt, &RgbImage)],
     plan: &Plan,
-    ask: impl Fn(&[(&Prompt, &RgbImage)]) -> Vec<Verdict> + Sync,
-) -> Vec<Verdict> {
+    ask: impl Fn(&[(&Prompt, &RgbImage)]) -> Vec<Verdict<T>> + Sync,
+) -> Vec<Verdict<T>> {
     let questions: Vec<_> = batch.chunks(plan.rows_per_question.max(1)).collect();
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || {
@@ -41,7 +42,7 @@ pub(crate) fn scatter(
         }
         answered
     };
-    let mut answered: Vec<(usize, Vec<Verdict>)> = std::thread::scope(|scope| {
+    let mut answered: Vec<(usize, Vec<Verdict<T>>)> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..plan.n_at_once.min(questions.len())).map(|_| scope.spawn(work)).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     });
@@ -49,10 +50,16 @@ pub(crate) fn scatter(
     answered.into_iter().flat_map(|(_, verdicts)| verdicts).collect()
 }
 
-/// All scores, or the failure of the first row that has none.
-pub(crate) fn scores_or_first_failure(verdicts: Vec<Verdict>) -> Result<Vec<f32>, BoxError> {
-    let named = |(row, verdict): (usize, Verdict)| verdict.map_err(|message| format!("row {row}: {message}").into());
+/// What is said of all rows, or the failure of the first one of which nothing is.
+pub(crate) fn all_or_first_failure<T>(verdicts: Vec<Verdict<T>>) -> Result<Vec<T>, BoxError> {
+    let named = |(row, verdict): (usize, Verdict<T>)| verdict.map_err(|message| format!("row {row}: {message}").into());
     verdicts.into_iter().enumerate().map(named).collect()
+}
+
+/// What was found in the only picture of a question.
+pub(crate) fn detected(verdicts: Vec<Verdict<Vec<Detection>>>) -> Result<Vec<Detection>, BoxError> {
+    let verdict = verdicts.into_iter().next();
+    verdict.unwrap_or_else(|| Err("nothing was said of the picture".into())).map_err(Into::into)
 }
 
 /// Things of which each serves one question at a time; whoever finds none idle waits.
@@ -131,7 +138,7 @@ mod tests {
             assert_eq!(verdicts, expected);
         }
         let plan = Plan { rows_per_question: 4, n_at_once: 4, until_failure: true };
-        assert!(scores_or_first_failure(verdicts(0, &plan, &[]).0).unwrap().is_empty());
+        assert!(all_or_first_failure(verdicts(0, &plan, &[]).0).unwrap().is_empty());
     }
 
     #[test]
@@ -141,7 +148,7 @@ mod tests {
             assert_eq!(verdicts(200, &plan, &[]).0.len(), 200, "nothing failed, nothing is spared");
             for _ in 0..50 {
                 let (verdicts, n_asked) = verdicts(200, &plan, &[5, 6, 150]);
-                let message = scores_or_first_failure(verdicts).unwrap_err().to_string();
+                let message = all_or_first_failure(verdicts).unwrap_err().to_string();
                 assert_eq!(message, "row 5: bad 5");
                 assert!(n_at_once > 1 || n_asked == 3, "{n_asked} questions were asked");
             }
@@ -154,8 +161,9 @@ mod tests {
         let plan = Plan { rows_per_question: 1, n_at_once: 2, until_failure: false };
         let prompt = Prompt::new("x");
         let image = RgbImage::new(1, 1);
-        let panicked =
-            std::panic::catch_unwind(|| scatter(&[(&prompt, &image)], &plan, |_| pool.lend(|_| panic!("on purpose"))));
+        let panicked = std::panic::catch_unwind(|| {
+            scatter::<f32>(&[(&prompt, &image)], &plan, |_| pool.lend(|_| panic!("on purpose")))
+        });
         assert!(panicked.is_err());
         assert_eq!(pool.lend(|thing| *thing), 1);
     }

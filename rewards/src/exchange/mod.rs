@@ -1,6 +1,6 @@
-//! Judging elsewhere: the message that [`HttpReward`](crate::remote) and [`ProcessReward`](crate::process) both speak.
+//! Judging elsewhere: the message that [`remote`](crate::remote) and [`process`](crate::process) both speak.
 //!
-//! A question holds the prompts and the pictures of a batch; the answer holds one score each.
+//! A question holds the prompts and the pictures of a batch; the answer holds one score each, or what was detected.
 //! Version 1:
 //!
 //! ```text
@@ -21,6 +21,10 @@
 //!
 //! - `scores`: as many as there were pictures, in their order. `null` or a number that is not finite (Python writes
 //!   `NaN`) is a sample that could not be scored; a 0 is a score like any other and is believed.
+//! - `detections`, in the place of `scores` where objects are asked for: a list for each picture, empty where nothing was
+//!   found, of `{"class", "score", "bbox": [x0, y0, x1, y1]}` with `color` and `mask` where they are known, in the form
+//!   and within the limits of [`RecordedDetections`](crate::geneval::RecordedDetections). The question's prompts are
+//!   empty texts then: a detector reports what it sees.
 //! - `errors`, optional: as many; a text says why its sample has no score, and the sample fails whatever its score is.
 //! - `model`, `version`, optional texts or numbers: who answered. They must not change while a reward lives: a score of
 //!   another model is another reward.
@@ -30,7 +34,7 @@ mod answer;
 mod dispatch;
 mod request;
 
-pub(crate) use answer::{Answers, Verdict, excerpt};
-pub(crate) use dispatch::{Plan, Pool, scatter, scores_or_first_failure};
+pub(crate) use answer::{Answers, Said, Verdict, excerpt};
+pub(crate) use dispatch::{Plan, Pool, all_or_first_failure, detected, scatter};
 pub(crate) use request::Question;
 pub use request::{Encoding, MAX_DECODED_BYTES, MAX_SIDE, PROTOCOL, Request};

@@ -92,12 +92,12 @@ impl Question {
     ///
     /// A picture that cannot be encoded fails its own row and is left out of the question; where `send` fails, all
     /// that were asked about do.
-    pub(crate) fn ask(
+    pub(crate) fn ask<T>(
         rows: &[(&Prompt, &RgbImage)],
         id: u64,
         encoding: Encoding,
-        send: impl FnOnce(Self) -> Result<Vec<Verdict>, String>,
-    ) -> Vec<Verdict> {
+        send: impl FnOnce(Self) -> Result<Vec<Verdict<T>>, String>,
+    ) -> Vec<Verdict<T>> {
         let mut pictures = Vec::new();
         let mut header = HeaderLine {
             protocol: PROTOCOL,
@@ -132,7 +132,7 @@ impl Question {
         let verdict = |unsent: Option<String>| match (unsent, &mut answered) {
             (Some(message), _) => Err(message),
             (None, Err(message)) => Err(message.clone()),
-            (None, Ok(verdicts)) => verdicts.next().unwrap_or_else(|| Err("the scorer left it without a score".into())),
+            (None, Ok(verdicts)) => verdicts.next().unwrap_or_else(|| Err("the scorer said nothing of it".into())),
         };
         unsent.into_iter().map(verdict).collect()
     }
@@ -232,7 +232,7 @@ mod tests {
 
     fn body(rows: &[(&Prompt, &RgbImage)], encoding: Encoding) -> Vec<u8> {
         let mut sent = Vec::new();
-        Question::ask(rows, 7, encoding, |question| {
+        Question::ask::<f32>(rows, 7, encoding, |question| {
             assert_eq!(question.n_images, rows.len());
             sent = question.body;
             Ok(Vec::new())

@@ -34,7 +34,10 @@ use grpo::{BoxError, Error, Prompt, Result, Reward};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use crate::exchange::{Answers, Encoding, Plan, Pool, Question, Verdict, scatter, scores_or_first_failure};
+use crate::exchange::{
+    Answers, Encoding, Plan, Pool, Question, Said, Verdict, all_or_first_failure, detected, scatter,
+};
+use crate::geneval::{Detection, Detector};
 use child::{Child, Silence};
 
 /// Which program judges, and how long it is waited for.
@@ -90,7 +93,25 @@ impl Default for ProcessLimits {
 /// # Ok::<(), grpo::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct ProcessReward {
+pub struct ProcessReward(Service);
+
+/// Finds objects by what a program says: `serve_detector` of `grpo_scorer.py`, or whatever answers with `detections`.
+///
+/// ```no_run
+/// use grpo_rewards::geneval::GenEval;
+/// use grpo_rewards::process::{ProcessConfig, ProcessDetector, ProcessLimits};
+///
+/// let command = ["python3", "my_detector.py"].map(String::from).to_vec();
+/// let config = ProcessConfig { name: "geneval".into(), command, limits: ProcessLimits::default() };
+/// let reward = GenEval::new(ProcessDetector::new(config)?);
+/// # Ok::<(), grpo::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ProcessDetector(Service);
+
+/// A program that is asked.
+#[derive(Debug)]
+struct Service {
     config: ProcessConfig,
     workers: Pool<Worker>,
     answers: Answers,
@@ -104,6 +125,30 @@ struct Worker(Option<Child>);
 impl ProcessReward {
     /// Starts the processes, so that a program that is not there is an error now; they may load their models meanwhile.
     pub fn new(config: ProcessConfig) -> Result<Self> {
+        Service::new(config).map(Self)
+    }
+}
+
+impl ProcessDetector {
+    /// Starts the processes, as [`ProcessReward::new`] does.
+    pub fn new(config: ProcessConfig) -> Result<Self> {
+        Service::new(config).map(Self)
+    }
+
+    /// The model and its version as the first answer named them; `None` before it.
+    pub fn scorer(&self) -> Option<String> {
+        self.0.answers.scorer()
+    }
+}
+
+impl Detector for ProcessDetector {
+    fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError> {
+        detected(self.0.verdicts(&[(&Prompt::new(""), image)], true))
+    }
+}
+
+impl Service {
+    fn new(config: ProcessConfig) -> Result<Self> {
         let ProcessConfig { name, command, limits } = &config;
         if name.is_empty() || command.first().is_none_or(String::is_empty) {
             return Err(Error::config("a process reward needs a name and a command; give both"));
@@ -123,7 +168,7 @@ impl ProcessReward {
         Ok(Self { workers: Pool::new(workers), config, answers: Answers::by_line(), next_id: AtomicU64::new(0) })
     }
 
-    fn verdicts(&self, batch: &[(&Prompt, &RgbImage)], until_failure: bool) -> Vec<Verdict> {
+    fn verdicts<T: Said>(&self, batch: &[(&Prompt, &RgbImage)], until_failure: bool) -> Vec<Verdict<T>> {
         let limits = &self.config.limits;
         // A batch that is smaller than all processes could take is divided evenly among them.
         let share = batch.len().div_ceil(limits.workers.get()).max(1);
@@ -137,7 +182,7 @@ impl ProcessReward {
     }
 
     /// Asks once, and once more in a new process where the first one died or was too slow.
-    fn ask(&self, worker: &mut Worker, question: Question) -> Result<Vec<Verdict>, String> {
+    fn ask<T: Said>(&self, worker: &mut Worker, question: Question) -> Result<Vec<Verdict<T>>, String> {
         let (id, n_images) = (question.id, question.n_images);
         let body = question.body.into();
         let line = match self.ask_once(worker, &body) {
@@ -174,7 +219,7 @@ impl ProcessReward {
 
 impl Reward<RgbImage> for ProcessReward {
     fn name(&self) -> &str {
-        &self.config.name
+        &self.0.config.name
     }
 
     fn score(&self, prompt: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
@@ -183,10 +228,10 @@ impl Reward<RgbImage> for ProcessReward {
     }
 
     fn score_batch(&self, batch: &[(&Prompt, &RgbImage)]) -> Result<Vec<f32>, BoxError> {
-        scores_or_first_failure(self.verdicts(batch, true))
+        all_or_first_failure(self.0.verdicts(batch, true))
     }
 
     fn score_each(&self, batch: &[(&Prompt, &RgbImage)]) -> Vec<Result<f32, BoxError>> {
-        self.verdicts(batch, false).into_iter().map(|verdict| verdict.map_err(Into::into)).collect()
+        self.0.verdicts(batch, false).into_iter().map(|verdict| verdict.map_err(Into::into)).collect()
     }
 }

@@ -39,7 +39,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use grpo::{BoxError, Prompt, Result, Reward};
 use image::RgbImage;
 
-use crate::exchange::{Answers, Plan, Pool, Question, Verdict, scatter, scores_or_first_failure};
+use crate::exchange::{Answers, Plan, Pool, Question, Said, Verdict, all_or_first_failure, detected, scatter};
+use crate::geneval::{Detection, Detector};
 use client::Client;
 
 pub use config::{HttpConfig, HttpLimits, Retry};
@@ -56,7 +57,26 @@ pub use server::{ServerConfig, serve};
 /// # Ok::<(), grpo::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct HttpReward {
+pub struct HttpReward(Service);
+
+/// Finds objects by what a server says.
+///
+/// The question is that of a reward with an empty prompt, one picture at a time; the answer holds `detections`.
+///
+/// ```no_run
+/// use grpo_rewards::geneval::GenEval;
+/// use grpo_rewards::remote::{HttpConfig, HttpDetector};
+///
+/// let detector = HttpDetector::new(HttpConfig::new("geneval", "http://127.0.0.1:8000/detect"))?;
+/// let reward = GenEval::new(detector);
+/// # Ok::<(), grpo::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct HttpDetector(Service);
+
+/// A server that is asked.
+#[derive(Debug)]
+struct Service {
     config: HttpConfig,
     client: Client,
     answers: Answers,
@@ -68,17 +88,41 @@ pub struct HttpReward {
 impl HttpReward {
     /// Checks the configuration and reads the token; the server is first asked when there is something to judge.
     pub fn new(config: HttpConfig) -> Result<Self> {
+        Service::new(config).map(Self)
+    }
+
+    /// Requests that were sent again so far, for any reason.
+    pub fn n_retries(&self) -> u64 {
+        self.0.client.n_retries()
+    }
+}
+
+impl HttpDetector {
+    /// Checks the configuration and reads the token; the server is first asked when there is a picture.
+    pub fn new(config: HttpConfig) -> Result<Self> {
+        Service::new(config).map(Self)
+    }
+
+    /// The model and its version as the first answer named them; `None` before it.
+    pub fn scorer(&self) -> Option<String> {
+        self.0.answers.scorer()
+    }
+}
+
+impl Detector for HttpDetector {
+    fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError> {
+        detected(self.0.verdicts(&[(&Prompt::new(""), image)], true))
+    }
+}
+
+impl Service {
+    fn new(config: HttpConfig) -> Result<Self> {
         let client = Client::new(&config)?;
         let permits = Pool::new(vec![(); config.limits.max_in_flight.get()]);
         Ok(Self { config, client, permits, answers: Answers::by_connection(), next_id: AtomicU64::new(0) })
     }
 
-    /// Requests that were sent again so far, for any reason.
-    pub fn n_retries(&self) -> u64 {
-        self.client.n_retries()
-    }
-
-    fn verdicts(&self, batch: &[(&Prompt, &RgbImage)], until_failure: bool) -> Vec<Verdict> {
+    fn verdicts<T: Said>(&self, batch: &[(&Prompt, &RgbImage)], until_failure: bool) -> Vec<Verdict<T>> {
         let limits = &self.config.limits;
         let plan = Plan {
             rows_per_question: limits.images_per_request.get(),
@@ -92,7 +136,7 @@ impl HttpReward {
         })
     }
 
-    fn ask(&self, question: Question) -> Result<Vec<Verdict>, String> {
+    fn ask<T: Said>(&self, question: Question) -> Result<Vec<Verdict<T>>, String> {
         let (id, n_images) = (question.id, question.n_images);
         let answer = self.client.post(question)?;
         self.answers.verdicts(&answer, id, n_images)
@@ -101,7 +145,7 @@ impl HttpReward {
 
 impl Reward<RgbImage> for HttpReward {
     fn name(&self) -> &str {
-        &self.config.name
+        &self.0.config.name
     }
 
     fn score(&self, prompt: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
@@ -110,10 +154,10 @@ impl Reward<RgbImage> for HttpReward {
     }
 
     fn score_batch(&self, batch: &[(&Prompt, &RgbImage)]) -> Result<Vec<f32>, BoxError> {
-        scores_or_first_failure(self.verdicts(batch, true))
+        all_or_first_failure(self.0.verdicts(batch, true))
     }
 
     fn score_each(&self, batch: &[(&Prompt, &RgbImage)]) -> Vec<Result<f32, BoxError>> {
-        self.verdicts(batch, false).into_iter().map(|verdict| verdict.map_err(Into::into)).collect()
+        self.0.verdicts(batch, false).into_iter().map(|verdict| verdict.map_err(Into::into)).collect()
     }
 }
