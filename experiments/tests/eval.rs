@@ -79,6 +79,34 @@ fn geneval_judges_a_folder_by_recorded_detections() {
     assert_eq!(serde_json::from_str::<Value>(&said.out).unwrap(), report);
 }
 
+/// A program of Python's standard library that sees a red cat wherever a picture holds a byte.
+#[cfg(unix)]
+#[test]
+fn geneval_asks_a_program_for_detections() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    geneval_layout(root);
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rewards/python");
+    let program = format!(
+        "import sys; sys.path.insert(0, {python:?})\nfrom grpo_scorer import serve_detector\n\
+         cat = {{'class': 'cat', 'score': 0.8, 'bbox': [0, 0, 5, 5], 'color': 'red', 'mask': {{'size': [8, 8], 'counts': [64]}}}}\n\
+         seen = []\ndef detect(image):\n    seen.append(1)\n    if len(seen) == 2: raise ValueError('no cat at all')\n    \
+         return [cat] if len(seen) > 3 else []\nserve_detector(detect, model='cats', version=1)\n"
+    );
+    std::fs::write(root.join("cats.py"), program).unwrap();
+    let args = ["geneval", "--images", "images", "--detector", "remote=exec:python3 cats.py", "--json"];
+    let said = eval(root, &args);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let report: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(report["images"], serde_json::json!({"expected": 8, "found": 8, "scored": 6}));
+    assert_eq!((&report["rows"][0]["score"], &report["rows"][1]["score"]), (&0.0.into(), &1.0.into()));
+    assert!(report["failed"][0]["reason"].as_str().unwrap().contains("ValueError: no cat at all"), "{report}");
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("detected by exec:python3 cats.py (model \\\"cats\\\", version 1)"), "{notes}");
+    let folder = ["geneval", "--images", "images", "--detector", "remote=images"];
+    mistake(root, &folder, &["give http://127.0.0.1:PORT/PATH or exec:PROGRAM"]);
+}
+
 #[test]
 fn geneval_says_what_a_folder_needs() {
     let folder = tempfile::tempdir().unwrap();
@@ -86,7 +114,7 @@ fn geneval_says_what_a_folder_needs() {
     geneval_layout(root);
     mistake(root, &["geneval", "--images", "images"], &["--images needs --detections FILE"]);
     mistake(root, &["geneval", "--detections", "found.jsonl"], &["--images"]);
-    mistake(root, &["geneval", "--images", "images", "--detector", "centernet"], &["give NAME=DIR"]);
+    mistake(root, &["geneval", "--images", "images", "--detector", "centernet"], &["give NAME=WHERE"]);
     mistake(root, &["geneval", "--images", "images", "--detector", "centernet=none"], &["SHA256SUMS"]);
     let both = ["geneval", "--images", "images", "--detections", "found.jsonl", "--detector", "centernet=x"];
     mistake(root, &both, &["cannot be used with"]);

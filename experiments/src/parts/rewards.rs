@@ -1,16 +1,17 @@
 //! Rewards from their names, and scorers from the places that flags give.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use clap::Args;
-use grpo::{Changed, Gated, Joined, Reward, RewardSet};
+use grpo::{BoxError, Changed, Gated, Joined, Reward, RewardSet};
 use grpo_rewards::clip::ClipReward;
-use grpo_rewards::geneval::GenEval;
+use grpo_rewards::geneval::{Detection, Detector, GenEval};
 use grpo_rewards::onnx::{Cuda, OnnxReward, OpenVino, OpenVinoPrecision, Provider, SessionOptions};
-use grpo_rewards::process::{ProcessConfig, ProcessLimits, ProcessReward};
-use grpo_rewards::remote::{HttpConfig, HttpReward};
+use grpo_rewards::process::{ProcessConfig, ProcessDetector, ProcessLimits, ProcessReward};
+use grpo_rewards::remote::{HttpConfig, HttpDetector, HttpReward};
 use grpo_rewards::shapes::ShapesDetector;
 use grpo_rewards::{Brightness, JpegCompressibility};
 use image::RgbImage;
@@ -102,6 +103,14 @@ impl Place {
             }
         }
     }
+}
+
+/// What a report says of a scorer.
+pub enum Origin<'a> {
+    /// A folder, whose files can be named.
+    Folder(&'a Path),
+    /// Something that runs elsewhere.
+    Program(String),
 }
 
 /// The scorers that flags gave.
@@ -198,6 +207,15 @@ impl Scorers {
         }
     }
 
+    /// Where the scorer of this name is: its folder, or an address or a program as text.
+    pub fn origin(&self, name: &str) -> Option<Origin<'_>> {
+        self.places.iter().find(|place| place.name() == name).map(|place| match place {
+            Place::Folder(folder) => Origin::Folder(&folder.path),
+            Place::Http(http) => Origin::Program(http.url.clone()),
+            Place::Process(process) => Origin::Program(process.command.join(" ")),
+        })
+    }
+
     fn place(&self, name: &str) -> Option<&Place> {
         if let Ok(mut asked) = self.asked.lock() {
             asked.insert(name.into());
@@ -214,6 +232,54 @@ impl Scorers {
             Place::Http(http) => Box::new(HttpReward::new(http.clone())?),
             Place::Process(process) => Box::new(ProcessReward::new(process.clone())?),
         })
+    }
+}
+
+/// A detector in another program.
+pub struct RemoteDetector {
+    place: String,
+    program: Program,
+}
+
+enum Program {
+    Http(HttpDetector),
+    Process(ProcessDetector),
+}
+
+impl RemoteDetector {
+    /// Starts the program or prepares the connection that `remote=WHERE` names.
+    pub fn of_flag(place: &str) -> Outcome<Self> {
+        let program = match Place::of_flag(&("remote".into(), place.into()))? {
+            Place::Http(http) => Program::Http(HttpDetector::new(http)?),
+            Place::Process(process) => Program::Process(ProcessDetector::new(process)?),
+            Place::Folder(_) => {
+                return Err(Failure::user(format!(
+                    "--detector remote={place}: give http://127.0.0.1:PORT/PATH or exec:PROGRAM ARGUMENTS; a folder is \
+                     mask2former=DIR or centernet=DIR"
+                )));
+            }
+        };
+        Ok(Self { place: place.into(), program })
+    }
+}
+
+impl Detector for RemoteDetector {
+    fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError> {
+        match &self.program {
+            Program::Http(http) => http.detect(image),
+            Program::Process(process) => process.detect(image),
+        }
+    }
+}
+
+/// Where it is and what it calls itself.
+impl fmt::Display for RemoteDetector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scorer = match &self.program {
+            Program::Http(http) => http.scorer(),
+            Program::Process(process) => process.scorer(),
+        };
+        write!(f, "{} ({})", self.place, scorer.as_deref().unwrap_or("never answered"))
     }
 }
 

@@ -1,21 +1,27 @@
 //! `grpo eval geneval --images`, `dpg` and `hps`: benchmarks on folders of any model's images.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
 use grpo::BoxError;
 use grpo_rewards::clip::ClipReward;
 use grpo_rewards::detectors::{CenterNet, ClipColors, Colored, Mask2Former};
 use grpo_rewards::evaluation::Report;
-use grpo_rewards::geneval::{Benchmark, Detector, GenEval, ImageVerdict, RecordedDetections, Rules, Sample, Verdict};
+use grpo_rewards::geneval::{
+    Benchmark, COLORS, Detection, Detector, GenEval, ImageVerdict, RecordedDetections, Rules, Sample, Verdict,
+    object_names,
+};
 use grpo_rewards::onnx::SessionOptions;
 use grpo_rewards::{dpg, hps_benchmark};
+use image::RgbImage;
 
 use super::report::{ReportArgs, name_file, name_folder};
 use crate::commands::{progress, tell};
 use crate::failure::{Failure, Outcome};
-use crate::parts::ScorerArgs;
+use crate::parts::{Origin, RemoteDetector, ScorerArgs};
 
 /// A folder of images under GenEval's rules, in place of a policy.
 #[derive(Args)]
@@ -43,9 +49,10 @@ struct SourceArgs {
     /// Detections of another program: a JSON line {"image", "detections": [{"class", "score", "bbox", "color"}]} each.
     #[arg(long, value_name = "FILE", requires = "images")]
     detections: Option<PathBuf>,
-    /// A network that finds objects: mask2former=DIR (the paper's) or centernet=DIR.
-    #[arg(long, value_name = "NAME=DIR", requires = "images", value_parser = detector)]
-    detector: Option<(DetectorName, PathBuf)>,
+    /// What finds objects: mask2former=DIR (the paper's), centernet=DIR, or remote=WHERE, a server http://127.0.0.1:PORT/PATH
+    /// or a program exec:PROGRAM ARGUMENTS that answers with detections.
+    #[arg(long, value_name = "NAME=WHERE", requires = "images", value_parser = detector)]
+    detector: Option<(DetectorName, String)>,
 }
 
 /// The networks that `--detector` knows.
@@ -53,11 +60,12 @@ struct SourceArgs {
 enum DetectorName {
     Mask2former,
     Centernet,
+    Remote,
 }
 
-fn detector(text: &str) -> Result<(DetectorName, PathBuf), String> {
-    let (name, folder) = text.split_once('=').ok_or("give NAME=DIR, such as centernet=models/centernet")?;
-    Ok((DetectorName::from_str(name, false)?, folder.into()))
+fn detector(text: &str) -> Result<(DetectorName, String), String> {
+    let (name, place) = text.split_once('=').ok_or("give NAME=WHERE, such as centernet=models/centernet")?;
+    Ok((DetectorName::from_str(name, false)?, place.into()))
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -65,31 +73,60 @@ fn share(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| "give a share from 0 to 1".into())
 }
 
+/// A detector, and the names it used that no rule of GenEval's can match.
+struct Watched<'a, D: ?Sized> {
+    detector: &'a D,
+    strange: &'a Mutex<BTreeMap<String, usize>>,
+}
+
+impl<D: Detector + ?Sized> Detector for Watched<'_, D> {
+    fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError> {
+        let found = self.detector.detect(image)?;
+        let mut strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
+        for Detection { class, color, .. } in &found {
+            let color = color.as_deref().filter(|color| !COLORS.contains(color));
+            let class = Some(class.as_str()).filter(|class| !object_names().any(|name| name == *class));
+            for name in class.into_iter().chain(color) {
+                *strange.entry(name.into()).or_default() += 1;
+            }
+        }
+        Ok(found)
+    }
+
+    fn classify_colors(&self, image: &RgbImage, objects: &mut [Detection]) -> Result<(), BoxError> {
+        self.detector.classify_colors(image, objects)
+    }
+}
+
 /// Where boxes and colours come from.
 struct Judge {
     source: Source,
     colors: Option<ClipColors>,
     rules: Rules,
+    strange: Mutex<BTreeMap<String, usize>>,
 }
 
 enum Source {
     Recorded(RecordedDetections),
     Network(Box<dyn Detector>),
+    Remote(RemoteDetector),
 }
 
 impl Judge {
     fn verdict(&self, sample: Sample<'_>) -> Result<Verdict, BoxError> {
         match &self.source {
-            Source::Recorded(recorded) => self.verdict_of(recorded.of(sample.name)?, sample),
+            Source::Recorded(recorded) => self.verdict_of(&recorded.of(sample.name)?, sample),
             Source::Network(network) => self.verdict_of(&**network, sample),
+            Source::Remote(remote) => self.verdict_of(remote, sample),
         }
     }
 
     fn verdict_of(
         &self,
-        detector: impl Detector,
+        detector: &(impl Detector + ?Sized),
         Sample { metadata, image, .. }: Sample<'_>,
     ) -> Result<Verdict, BoxError> {
+        let detector = Watched { detector, strange: &self.strange };
         match &self.colors {
             None => GenEval::new(detector).with_rules(self.rules).verdict(metadata, image),
             Some(colors) => {
@@ -114,6 +151,15 @@ impl FolderArgs {
         bar.finish_and_clear();
         report.models = models.models;
         report.notes.extend(models.notes);
+        let strange = judge.strange.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let strange: Vec<String> = strange.iter().map(|(name, n)| format!("`{name}` ({n})")).collect();
+        if !strange.is_empty() {
+            let names = strange.join(", ");
+            report.notes.push(format!("detected under names that are none of GenEval's classes or colours: {names}"));
+        }
+        if let Source::Remote(remote) = &judge.source {
+            report.notes.push(format!("detected by {remote}"));
+        }
         if let Some(path) = &self.results {
             save_results(path, &verdicts)?;
         }
@@ -127,22 +173,24 @@ impl FolderArgs {
                 name_file(report, "detections", path)?;
                 Source::Recorded(RecordedDetections::read(path)?)
             }
-            (None, Some((name, folder))) => {
-                let network: Box<dyn Detector> = match name {
-                    DetectorName::Mask2former => Box::new(Mask2Former::load(folder, &options)?),
-                    DetectorName::Centernet => Box::new(CenterNet::load(folder, &options)?),
-                };
-                name_folder(report, "detector", folder)?;
-                Source::Network(network)
+            (None, Some((DetectorName::Remote, place))) => Source::Remote(RemoteDetector::of_flag(place)?),
+            (None, Some((DetectorName::Mask2former, folder))) => {
+                let network = Mask2Former::load(Path::new(folder), &options)?;
+                name_folder(report, "detector", Path::new(folder))?;
+                Source::Network(Box::new(network))
+            }
+            (None, Some((DetectorName::Centernet, folder))) => {
+                let network = CenterNet::load(Path::new(folder), &options)?;
+                name_folder(report, "detector", Path::new(folder))?;
+                report.notes.push("CenterNet is not the published detector; its number does not compare".into());
+                Source::Network(Box::new(network))
             }
             (None, None) => {
-                let remedy = "--images needs --detections FILE, or --detector mask2former=DIR or centernet=DIR";
+                let remedy =
+                    "--images needs --detections FILE, or --detector mask2former=DIR, centernet=DIR or remote=WHERE";
                 return Err(Failure::user(remedy));
             }
         };
-        if let Some((DetectorName::Centernet, _)) = self.source.detector {
-            report.notes.push("CenterNet is not the published detector; its number does not compare".into());
-        }
         let colors = match &self.colors {
             None => None,
             Some(folder) => {
@@ -151,7 +199,8 @@ impl FolderArgs {
                 Some(ClipColors::new(clip))
             }
         };
-        Ok(Judge { source, colors, rules: Rules { max_overlap: self.max_overlap } })
+        let rules = Rules { max_overlap: self.max_overlap };
+        Ok(Judge { source, colors, rules, strange: Mutex::default() })
     }
 }
 
@@ -221,9 +270,14 @@ impl Dpg {
         if let Some(path) = &self.answers {
             name_file(&mut report, "answers", path)?;
         }
-        report
-            .notes
-            .extend(self.vqa.as_ref().map(|name| format!("answered by the scorer `{name}`, not by mPLUG-large")));
+        if let Some(name) = &self.vqa {
+            report.notes.push(format!("answered by the scorer `{name}`, not by mPLUG-large"));
+            match self.scorers.scorers()?.origin(name) {
+                Some(Origin::Folder(folder)) => name_folder(&mut report, name, folder)?,
+                Some(Origin::Program(program)) => report.notes.push(format!("scorer `{name}`: {program}")),
+                None => {}
+            }
+        }
         self.out.write(&report)
     }
 

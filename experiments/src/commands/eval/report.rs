@@ -80,13 +80,15 @@ pub fn name_file(report: &mut Report, role: &str, path: &Path) -> Outcome<()> {
     Ok(())
 }
 
-/// Names every file of a model's folder in the report.
+/// Names every file of a model's folder and of those in it in the report.
 pub fn name_folder(report: &mut Report, role: &str, folder: &Path) -> Outcome<()> {
     let failed = |error| grpo::Error::file(folder, error);
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if path.is_file() {
-            name_file(report, role, &path)?;
+        match path.file_name() {
+            Some(name) if path.is_dir() => name_folder(report, &format!("{role}/{}", name.to_string_lossy()), &path)?,
+            _ if path.is_file() => name_file(report, role, &path)?,
+            _ => {}
         }
     }
     Ok(())
