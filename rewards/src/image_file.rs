@@ -24,13 +24,24 @@ pub fn open_image_upright(path: &Path) -> Result<RgbImage> {
     Ok(image.into_rgb8())
 }
 
+/// Width and height in pixels by the file's head, whatever its name; an error as of [`open_image`].
+pub fn image_size(path: &Path) -> Result<(u32, u32)> {
+    let read = || -> Result<(u32, u32), ImageError> { ImageReader::open(path)?.with_guessed_format()?.into_dimensions() };
+    guarded(path, read)
+}
+
 fn open(path: &Path) -> Result<(DynamicImage, Orientation)> {
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode(path)))
+    guarded(path, || decode(path))?
+}
+
+/// Runs a decoder, whose panic is an error of the file.
+fn guarded<T>(path: &Path, decode: impl FnOnce() -> Result<T, ImageError>) -> Result<T> {
+    let decoded = catch_unwind(AssertUnwindSafe(decode))
         .map_err(|_| Error::file(path, "the decoder gave up; save the image again as PNG"))?;
     decoded.map_err(|error| match error {
         ImageError::IoError(error) => Error::file(path, error),
         other => Error::file(path, format!("{other}; give a PNG or JPEG file")),
-    })?
+    })
 }
 
 fn decode(path: &Path) -> Result<Result<(DynamicImage, Orientation)>, ImageError> {

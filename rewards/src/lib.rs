@@ -42,4 +42,4 @@ pub mod shapes;
 
 pub use brightness::Brightness;
 pub use compressibility::JpegCompressibility;
-pub use image_file::{open_image, open_image_upright};
+pub use image_file::{image_size, open_image, open_image_upright};

@@ -129,13 +129,20 @@ impl<S> RewardSet<S> {
     /// As [`RewardSet::score`], with a failure for each sample that a reward could not judge; the first reward that
     /// failed is named.
     pub fn score_each(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<Result<Scores, Failed>>> {
+        let sum = |row: Vec<Option<Result<f32, Failed>>>| {
+            let values: Result<Vec<Option<f32>>, Failed> = row.into_iter().map(Option::transpose).collect();
+            values.map(|values| self.sum(values))
+        };
+        Ok(self.score_apart(batch)?.into_iter().map(sum).collect())
+    }
+
+    /// Every row's scores by reward, each with a failure of its own; `None` where a reward does not apply.
+    pub fn score_apart(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<Vec<Option<Result<f32, Failed>>>>> {
         self.check(batch)?;
         let column = |member: &Member<S>| member.column(batch, |rows| Ok(member.each_score(rows)));
         let columns: Vec<Vec<Option<Result<f32, Failed>>>> = self.members.iter().map(column).collect::<Result<_>>()?;
-        let values = |row: usize| -> Result<Vec<Option<f32>>, Failed> {
-            columns.iter().map(|column| column[row].clone().transpose()).collect()
-        };
-        Ok((0..batch.len()).map(|row| values(row).map(|values| self.sum(values))).collect())
+        let mut columns: Vec<_> = columns.into_iter().map(Vec::into_iter).collect();
+        Ok(batch.iter().map(|_| columns.iter_mut().map(|column| column.next().flatten()).collect()).collect())
     }
 
     /// That there is a reward, and one for every prompt.
