@@ -2,20 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
 
+mod said;
+
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn grpo(folder: &Path, args: &[&str]) -> Said {
-    let output = Command::new(env!("CARGO_BIN_EXE_grpo")).args(args).current_dir(folder).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Said { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
-}
+use said::{Said, grpo};
 
 fn config(name: &str) -> String {
     format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))

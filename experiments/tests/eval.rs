@@ -2,23 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
 
+mod said;
+
 use std::path::Path;
-use std::process::Command;
 
 use image::{Rgb, RgbImage};
+use said::{Said, grpo};
 use serde_json::Value;
 
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
 fn eval(folder: &Path, args: &[&str]) -> Said {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_grpo"));
-    let output = command.arg("eval").args(args).current_dir(folder).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Said { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
+    grpo(folder, &[&["eval"], args].concat())
 }
 
 /// A mistake is one line, with each of these words in it, and exit code 2.
@@ -108,6 +101,34 @@ fn geneval_asks_a_program_for_detections() {
 }
 
 #[test]
+fn generated_images_lie_as_geneval_looks_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    geneval_layout(root);
+    let lines: String = ["00000", "00001"]
+        .map(|row| std::fs::read_to_string(root.join(format!("images/{row}/metadata.jsonl"))).unwrap() + "\n")
+        .concat();
+    std::fs::write(root.join("p.jsonl"), &lines).unwrap();
+    let args = ["generate", "--layout", "geneval", "-n", "2", "--out", "drawn", "--prompts"];
+    let said = grpo(root, &[&args[..], &["p.jsonl"]].concat());
+    assert_eq!(said.code, 0, "{}", said.err);
+    let found: String = (0..2)
+        .flat_map(|row| {
+            (0..2).map(move |draw| format!("{{\"image\": \"{row:05}/samples/{draw:04}.png\", \"detections\": []}}\n"))
+        })
+        .collect();
+    std::fs::write(root.join("none.jsonl"), found).unwrap();
+    let said = eval(root, &["geneval", "--images", "drawn", "--detections", "none.jsonl", "--json"]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let report: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(report["images"], serde_json::json!({"expected": 8, "found": 4, "scored": 4}));
+    assert_eq!(report["sampler"]["images_of_each_prompt"], 2);
+    std::fs::write(root.join("p.jsonl"), "a cat\n").unwrap();
+    let said = grpo(root, &[&args[..], &["p.jsonl"]].concat());
+    assert!(said.code == 2 && said.err.contains("has no column `tag`"), "{}", said.err);
+}
+
+#[test]
 fn geneval_says_what_a_folder_needs() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
@@ -119,6 +140,10 @@ fn geneval_says_what_a_folder_needs() {
     let both = ["geneval", "--images", "images", "--detections", "found.jsonl", "--detector", "centernet=x"];
     mistake(root, &both, &["cannot be used with"]);
     mistake(root, &["geneval", "--images", "found.jsonl", "--detections", "found.jsonl"], &["found.jsonl: "]);
+    let recorded = ["geneval", "--images", "images", "--detections", "found.jsonl"];
+    mistake(root, &[&recorded[..], &["-n", "2"]].concat(), &["cannot be used with"]);
+    mistake(root, &[&recorded[..], &["--guidance", "2"]].concat(), &["cannot be used with"]);
+    mistake(root, &[&recorded[..], &["--provider", "cuda"]].concat(), &["--provider has no say"]);
     mistake(root, &["geneval", "--report", "r.md", "-n", "2"], &["--report is for --images DIR"]);
     std::fs::write(root.join("found.jsonl"), "").unwrap();
     let args = ["geneval", "--images", "images", "--detections", "found.jsonl"];

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use grpo::{Prompt, Request, Seed};
 use grpo_policies::simplear::{Drawn, Law, SimpleAr, Vocabulary};
+use grpo_rewards::geneval::{self, Metadata};
 use image::RgbImage;
 use image::imageops::replace;
 use serde_json::json;
@@ -21,7 +22,7 @@ pub struct Generate {
     #[command(flatten)]
     policy: SampledPolicyArgs,
     /// What to draw; may be given again.
-    #[arg(long, required_unless_present = "prompts")]
+    #[arg(long, required_unless_present_any = ["prompts", "layout"])]
     prompt: Vec<String>,
     /// A file of what to draw: a prompt a line, or a JSON object with a "prompt" a line, as GenEval's metadata.
     #[arg(long, value_name = "FILE")]
@@ -43,6 +44,10 @@ pub struct Generate {
     /// Where the images go.
     #[arg(long, value_name = "DIR", default_value = "generated")]
     out: PathBuf,
+    /// How the images lie, for a benchmark: `geneval` writes DIR/00000/metadata.jsonl and DIR/00000/samples/0000.png, of
+    /// its own 553 prompts where none are given.
+    #[arg(long, value_enum)]
+    layout: Option<Layout>,
     /// Also put each prompt's images side by side in one file, without borders.
     #[arg(long)]
     grids: bool,
@@ -52,6 +57,12 @@ pub struct Generate {
     /// One JSON object a line for each image.
     #[arg(long)]
     json: bool,
+}
+
+/// A benchmark's folders.
+#[derive(Clone, Copy, ValueEnum)]
+enum Layout {
+    Geneval,
 }
 
 /// How tokens are drawn.
@@ -129,6 +140,7 @@ impl Generate {
         let policy = self.policy.load()?.with_law(self.law.law())?.with_window(self.window)?;
         std::fs::create_dir_all(&self.out).map_err(|error| grpo::Error::file(&self.out, error))?;
         self.note_sampler()?;
+        self.note_metadata(&prompts)?;
         let jobs: Vec<Job<'_>> = prompts
             .iter()
             .enumerate()
@@ -152,6 +164,32 @@ impl Generate {
         Ok(())
     }
 
+    /// What each image should show, where the layout asks for it.
+    fn note_metadata(&self, prompts: &[Prompt]) -> Outcome<()> {
+        if self.layout.is_none() {
+            return Ok(());
+        }
+        // All are read before a folder is made.
+        let metadata: Vec<Metadata> = prompts.iter().map(Metadata::from_prompt).collect::<grpo::Result<_>>()?;
+        for (row, metadata) in metadata.iter().enumerate() {
+            let folder = self.out.join(format!("{row:05}"));
+            std::fs::create_dir_all(folder.join("samples")).map_err(|error| grpo::Error::file(&folder, error))?;
+            let line = serde_json::to_string(metadata).map_err(anyhow::Error::from)?;
+            let path = folder.join("metadata.jsonl");
+            std::fs::write(&path, line + "\n").map_err(|error| grpo::Error::file(&path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Where an image goes, and a prompt's sheet of images.
+    fn paths(&self, row: usize, draw: usize) -> [PathBuf; 2] {
+        match self.layout {
+            None => [format!("{row:03}-{draw:02}.png"), format!("{row:03}.png")],
+            Some(Layout::Geneval) => [format!("{row:05}/samples/{draw:04}.png"), format!("{row:05}/grid.png")],
+        }
+        .map(|name| self.out.join(name))
+    }
+
     /// How the images are drawn, for the reports of `grpo eval`, in `sampler.json` beside them.
     fn note_sampler(&self) -> Outcome<()> {
         let path = self.out.join("sampler.json");
@@ -163,6 +201,11 @@ impl Generate {
         let mut asked: Vec<Prompt> = self.prompt.iter().map(Prompt::new).collect();
         if let Some(path) = &self.prompts {
             asked.extend(prompts::read(path)?);
+        }
+        if asked.is_empty() {
+            // Only a layout comes without a prompt.
+            let published = geneval::prompts()?;
+            asked = published.iter().map(Metadata::to_prompt).collect::<grpo::Result<_>>()?;
         }
         Ok(asked)
     }
@@ -192,7 +235,7 @@ impl Results<'_> {
     }
 
     fn write(&mut self, policy: &SimpleAr, job: &Job<'_>, drawn: Drawn, image: RgbImage) -> Outcome<()> {
-        let path = self.options.out.join(format!("{:03}-{:02}.png", job.row, job.draw));
+        let [path, sheet_path] = self.options.paths(job.row, job.draw);
         image.save(&path).map_err(|error| grpo::Error::file(&path, error))?;
         let log_prob: f32 = drawn.log_probs.iter().sum();
         if let Some(tokens) = &mut self.tokens {
@@ -209,8 +252,7 @@ impl Results<'_> {
         if self.options.grids {
             self.sheet.push(image);
             if self.sheet.len() == self.options.n {
-                let path = self.options.out.join(format!("{:03}.png", job.row));
-                save_sheet(&std::mem::take(&mut self.sheet), &path)?;
+                save_sheet(&std::mem::take(&mut self.sheet), &sheet_path)?;
             }
         }
         Ok(())

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use grpo::{Prompt, RewardSet};
-
-use grpo_rewards::open_image;
+use grpo::{Failed, Prompt, RewardSet};
+use grpo_rewards::{image_size, open_image};
 use image::RgbImage;
 use serde_json::{Map, Value, json};
 
@@ -50,7 +49,8 @@ pub struct Score {
 struct Row<'a> {
     path: &'a Path,
     prompt: &'a Prompt,
-    scores: Result<Vec<Option<f32>>, String>,
+    /// By reward; a failure of the image is one of each.
+    scores: Vec<Option<Result<f32, String>>>,
 }
 
 impl Score {
@@ -58,8 +58,8 @@ impl Score {
     pub fn run(self) -> Outcome<()> {
         let scorers = self.scorers.scorers()?;
         let sources = self.reward.iter().map(|name| source(name, &scorers)).collect::<Outcome<Vec<_>>>()?;
-        let rewards = scorers.rewards(&sources)?;
-        scorers.check_all_asked()?;
+        let named = sources.iter().flat_map(RewardSource::scorers).collect();
+        scorers.check_all_asked(&named, "ask for it by --reward NAME")?;
         let mut asked: Vec<Prompt> = self.prompt.iter().map(Prompt::new).collect();
         if let Some(path) = &self.prompts {
             asked.extend(prompts::read(path)?);
@@ -71,6 +71,7 @@ impl Score {
                 "--paired: {images} images and {prompts} prompts; give as many of each"
             )));
         }
+        let rewards = scorers.rewards(&sources)?;
         if !self.json {
             print(&format!(
                 "{}  image  prompt",
@@ -91,7 +92,7 @@ impl Score {
                 true => &prompts[first + image..=first + image],
                 false => prompts,
             })? {
-                n_failed += usize::from(row.scores.is_err());
+                n_failed += row.scores.iter().flatten().filter(|score| score.is_err()).count();
                 bar.suspend(|| self.show(&names, &row))?;
             }
             bar.inc(batch.len() as u64);
@@ -110,7 +111,7 @@ impl Score {
             return batch.min(paths.len());
         }
         // A file whose size cannot be told fails where it is opened, and takes no memory.
-        let bytes = |path: &PathBuf| image::image_dimensions(path).map_or(0, |(w, h)| u64::from(w) * u64::from(h) * 3);
+        let bytes = |path: &PathBuf| image_size(path).map_or(0, |(w, h)| u64::from(w) * u64::from(h) * 3);
         let mut sum = 0;
         let fits = paths.iter().take(32).take_while(|path| {
             sum += bytes(path);
@@ -130,18 +131,16 @@ impl Score {
         let pairs: Vec<(usize, &Prompt)> =
             (0..paths.len()).flat_map(|image| prompts_of(image).iter().map(move |prompt| (image, prompt))).collect();
         let readable = pairs.iter().filter_map(|&(image, prompt)| Some((prompt, images[image].as_ref().ok()?)));
-        let mut scored = rewards.score_each(&readable.collect::<Vec<_>>())?.into_iter();
-        let scores = |image: usize| match &images[image] {
-            Err(error) => Err(error.to_string()),
-            Ok(_) => match scored.next() {
-                Some(Ok(scores)) => Ok(scores.values),
-                Some(Err(failed)) => {
-                    Err(format!("{}: reward `{}`: {}", paths[image].display(), failed.reward, failed.why))
-                }
-                None => Err(format!("{}: it was not scored", paths[image].display())),
-            },
+        let mut scored = rewards.score_apart(&readable.collect::<Vec<_>>())?.into_iter();
+        let cell = |image: usize, score: Option<Result<f32, Failed>>| {
+            let named = |Failed { reward, why }| format!("{}: reward `{reward}`: {why}", paths[image].display());
+            score.map(|score| score.map_err(named))
         };
-        let scores: Vec<Result<Vec<Option<f32>>, String>> = pairs.iter().map(|(image, _)| *image).map(scores).collect();
+        let scores = |image: usize| match &images[image] {
+            Err(error) => vec![Some(Err(error.to_string())); rewards.len()],
+            Ok(_) => scored.next().unwrap_or_default().into_iter().map(|score| cell(image, score)).collect(),
+        };
+        let scores: Vec<Vec<Option<Result<f32, String>>>> = pairs.iter().map(|(image, _)| *image).map(scores).collect();
         let row = |((image, prompt), scores): ((usize, &'a Prompt), _)| Row { path: &paths[image], prompt, scores };
         Ok(pairs.into_iter().zip(scores).map(row).collect())
     }
@@ -149,26 +148,30 @@ impl Score {
     fn show(&self, names: &[&str], row: &Row<'_>) -> Outcome<()> {
         if self.json {
             let mut line = json!({"image": row.path, "prompt": row.prompt.text});
-            match &row.scores {
-                Ok(scores) => {
-                    let scores = names.iter().zip(scores).map(|(name, score)| ((*name).to_string(), json!(score)));
-                    line["rewards"] = Value::Object(scores.collect::<Map<_, _>>());
-                }
-                Err(why) => line["failed"] = json!(why),
+            let (mut scores, mut failed) = (Map::new(), Map::new());
+            for (name, score) in names.iter().zip(&row.scores) {
+                match score {
+                    Some(Err(why)) => failed.insert((*name).into(), json!(why)),
+                    Some(Ok(score)) => scores.insert((*name).into(), json!(score)),
+                    None => scores.insert((*name).into(), Value::Null),
+                };
+            }
+            line["rewards"] = Value::Object(scores);
+            if !failed.is_empty() {
+                line["failed"] = Value::Object(failed);
             }
             return print(&line.to_string());
         }
-        let (path, prompt) = (row.path.display(), &row.prompt.text);
-        match &row.scores {
-            Ok(scores) => {
-                let cell = |score: &Option<f32>| score.map_or(format!("{:>15}", "-"), |score| format!("{score:>15.4}"));
-                print(&format!("{}  {path}  {prompt}", scores.iter().map(cell).collect::<String>()))
-            }
-            Err(why) => {
-                tell(&format!("error: {why}"));
-                print(&format!("{:>width$}  {path}  {prompt}", "failed", width = 15 * names.len()))
-            }
-        }
+        let mut told: Vec<&String> = row.scores.iter().flatten().filter_map(|score| score.as_ref().err()).collect();
+        told.dedup();
+        told.into_iter().for_each(|why| tell(&format!("error: {why}")));
+        let cell = |score: &Option<Result<f32, String>>| match score {
+            None => format!("{:>15}", "-"),
+            Some(Err(_)) => format!("{:>15}", "failed"),
+            Some(Ok(score)) => format!("{score:>15.4}"),
+        };
+        let cells: String = row.scores.iter().map(cell).collect();
+        print(&format!("{cells}  {}  {}", row.path.display(), row.prompt.text))
     }
 }
 

@@ -8,9 +8,10 @@ use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::SimpleAr;
 
 use super::{ConfigArgs, PolicyArgs, plan, print, tell};
-use crate::config::{self, TrainFile};
+use crate::config::{self, RewardSource, TrainFile};
 use crate::failure::{Failure, Outcome};
-use crate::parts::{self, ScorerArgs};
+use crate::judges::Judges;
+use crate::parts::{self, ScorerArgs, Scorers};
 use crate::prompts;
 
 /// Train a policy with GRPO and record the run in a folder: curves, panels of samples, checkpoints.
@@ -51,7 +52,12 @@ impl Train {
         file.train_config().check()?;
         file.law.check_trainable()?;
         let resolved = toml::to_string(&file).map_err(|error| Failure::from(anyhow::Error::from(error)))?;
-        let (trainer, prompt_tokens) = self.trainer(&file)?;
+        let scorers = self.scorers.scorers()?;
+        let rewards = || file.rewards.iter().chain(&file.held_out.rewards);
+        rewards().try_for_each(RewardSource::check).map_err(Failure::user)?;
+        let asked = rewards().flat_map(RewardSource::scorers).collect();
+        scorers.check_all_asked(&asked, "name it as rewards = [{ given = { name = \"NAME\" } }]")?;
+        let (trainer, prompt_tokens) = self.trainer(&file, &scorers)?;
         if self.dry_run {
             return print(&plan::describe(trainer.policy(), &file, prompt_tokens));
         }
@@ -59,13 +65,15 @@ impl Train {
             true => RunFolder::open(self.out.join(&file.name).join(file.seed.to_string()))?,
             false => RunFolder::create(&self.out, &file.name, file.seed)?,
         };
+        self.judges(&file, &scorers)?.check_or_write(&run, self.resume)?;
         let mut trainer = trainer.record_in(&run, &resolved)?;
         trainer.run()?;
         finish(&run, trainer.policy())
     }
 
     /// The trainer, and the tokens of its longest prompt.
-    fn trainer(&self, file: &TrainFile) -> Outcome<(Trainer<SimpleAr>, usize)> {
+    fn trainer(&self, file: &TrainFile, scorers: &Scorers) -> Outcome<(Trainer<SimpleAr>, usize)> {
+        let (prompts, held_out) = self.prompts()?;
         let device = parts::device(&self.policy.device)?;
         let policy = parts::policy(file.policy, self.policy.policy.as_deref(), &device)?.with_law(file.law.clone())?;
         let policy = match &file.lora {
@@ -79,18 +87,20 @@ impl Train {
             (true, Some(_)) => Some(policy.copy()?),
         };
         let config = file.train_config();
-        let scorers = self.scorers.scorers()?;
         let rollout = parts::rollout(scorers.rewards(&file.rewards)?, &config);
-        let (prompts, held_out) = self.prompts()?;
         let prompt_tokens = plan::longest_prompt(&policy, &prompts)?;
         let trainer = Trainer::new(config, policy, reference, rollout, prompts)?;
         if file.held_out.rewards.is_empty() {
-            scorers.check_all_asked()?;
             return Ok((trainer, prompt_tokens));
         }
         let watched = scorers.rewards(&file.held_out.rewards)?;
-        scorers.check_all_asked()?;
         Ok((trainer.hold_out(held_out, watched, file.held_out.samples_per_prompt), prompt_tokens))
+    }
+
+    /// What decides the rewards of this run.
+    fn judges(&self, file: &TrainFile, scorers: &Scorers) -> Outcome<Judges> {
+        let (prompts, held_out) = self.prompts()?;
+        Judges::new([&file.rewards, &file.held_out.rewards], &scorers.origins()?, [&prompts, &held_out])
     }
 
     /// Prompts for training and those held out.

@@ -1,5 +1,7 @@
 //! What a TOML file may say of rewards.
 
+use std::collections::BTreeSet;
+
 use grpo::{Change, Joining};
 use serde::{Deserialize, Serialize};
 
@@ -83,6 +85,35 @@ pub struct JoinedFile {
 }
 
 impl RewardSource {
+    /// The names of the scorers that may stand behind this reward, its gate and its parts.
+    pub fn scorers(&self) -> BTreeSet<String> {
+        let mut names = match self {
+            Self::Clip(_) => BTreeSet::from(["clip".into()]),
+            Self::Hps(_) => BTreeSet::from(["hps".into()]),
+            Self::Given(given) => BTreeSet::from([given.name.clone()]),
+            Self::Joined(joined) => joined.of.iter().flat_map(Self::scorers).collect(),
+            Self::Geneval(_) | Self::Brightness(_) | Self::Compressibility(_) => BTreeSet::new(),
+        };
+        names.extend(self.counts().gate.iter().flat_map(|gate| gate.reward.scorers()));
+        names
+    }
+
+    /// Refuses a weight where it has no say: inside a gate, and in what is joined.
+    pub fn check(&self) -> Result<(), String> {
+        let joined = if let Self::Joined(joined) = self { joined.of.as_slice() } else { &[] };
+        let gate = self.counts().gate.iter().map(|gate| &gate.reward);
+        for inner in gate.chain(joined) {
+            let weight = inner.counts().weight;
+            if weight != 1.0 {
+                return Err(format!(
+                    "weight {weight} stands inside a gate or a joined reward, where it has no say; leave it out"
+                ));
+            }
+            inner.check()?;
+        }
+        Ok(())
+    }
+
     /// How much it counts.
     pub fn counts(&self) -> &Weighed {
         match self {

@@ -17,7 +17,7 @@ use crate::commands::tell;
 use crate::config::PolicySource;
 use crate::failure::{Failure, Outcome};
 
-pub use rewards::{Origin, RemoteDetector, ScorerArgs, Scorers};
+pub use rewards::{Origin, ProviderArgs, RemoteDetector, ScorerArgs, Scorers};
 
 /// The device of `--device`: `cpu`, `cuda` or `cuda:N`.
 pub fn device(name: &str) -> Outcome<Device> {

@@ -1,13 +1,14 @@
 //! Rewards from their names, and scorers from the places that flags give.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
 use grpo::{BoxError, Changed, Gated, Joined, Reward, RewardSet};
 use grpo_rewards::clip::ClipReward;
+use grpo_rewards::evaluation::sha256;
 use grpo_rewards::geneval::{Detection, Detector, GenEval};
 use grpo_rewards::onnx::{Cuda, OnnxReward, OpenVino, OpenVinoPrecision, Provider, SessionOptions};
 use grpo_rewards::process::{ProcessConfig, ProcessDetector, ProcessLimits, ProcessReward};
@@ -30,9 +31,34 @@ pub struct ScorerArgs {
     /// A TOML file of scorers with every setting: [[scorers]] and then folder, http or process.
     #[arg(long, value_name = "FILE")]
     scorers_file: Option<PathBuf>,
-    /// What ONNX scorers compute on: cpu, openvino, openvino-bf16, cuda or cuda:N.
+    #[command(flatten)]
+    provider: ProviderArgs,
+}
+
+/// What ONNX networks compute on.
+#[derive(Args)]
+pub struct ProviderArgs {
+    /// What ONNX networks of folders compute on: cpu, openvino, openvino-bf16, cuda or cuda:N.
     #[arg(long, value_name = "PROVIDER", default_value = "cpu", value_parser = provider)]
     provider: Provider,
+}
+
+impl ProviderArgs {
+    /// With all cores.
+    pub fn options(&self) -> SessionOptions {
+        SessionOptions { provider: self.provider.clone(), ..SessionOptions::default() }
+    }
+
+    /// An error where no network of a folder is there to compute on it.
+    pub fn check_used(&self, used: bool) -> Outcome<()> {
+        match used || self.provider == Provider::Cpu {
+            true => Ok(()),
+            false => Err(Failure::user(
+                "--provider has no say: no network of a folder is asked, embedded ones compute on the CPU and other \
+                 programs where they are; leave it out",
+            )),
+        }
+    }
 }
 
 fn named(text: &str) -> Result<(String, String), String> {
@@ -117,9 +143,12 @@ pub enum Origin<'a> {
 pub struct Scorers {
     places: Vec<Place>,
     provider: Provider,
-    /// Those that a reward has asked for.
-    asked: Mutex<BTreeSet<String>>,
+    /// Those that a reward has asked for; each is opened once, however many rewards name it.
+    opened: Mutex<BTreeMap<String, Shared>>,
 }
+
+/// A scorer that several rewards may ask.
+type Shared = Arc<dyn Reward<RgbImage>>;
 
 impl ScorerArgs {
     /// Reads the flags; nothing is opened yet.
@@ -132,7 +161,8 @@ impl ScorerArgs {
         if let Some(twice) = places.iter().find(|place| !names.insert(place.name())) {
             return Err(Failure::user(format!("scorer `{}` is given twice; give it once", twice.name())));
         }
-        Ok(Scorers { places, provider: self.provider.clone(), asked: Mutex::default() })
+        self.provider.check_used(places.iter().any(|place| matches!(place, Place::Folder(_))))?;
+        Ok(Scorers { places, provider: self.provider.provider.clone(), opened: Mutex::default() })
     }
 }
 
@@ -156,31 +186,33 @@ impl Scorers {
         Ok(set)
     }
 
-    /// An error where a scorer was given that no reward has asked for: its name is misspelt there or here.
-    pub fn check_all_asked(&self) -> Outcome<()> {
-        let asked = self.asked.lock().map_err(|_| Failure::user("a scorer panicked while it was opened"))?;
+    /// An error where a scorer was given that none of these asks for: its name is misspelt there or here.
+    ///
+    /// Nothing is opened, so a mistake is found before a model is loaded.
+    pub fn check_all_asked(&self, asked: &BTreeSet<String>, remedy: &str) -> Outcome<()> {
         match self.names().find(|name| !asked.contains(*name)) {
             None => Ok(()),
-            Some(name) => Err(Failure::user(format!(
-                "no reward asks for the scorer `{name}`; name it as rewards = [{{ given = {{ name = \"{name}\" }} }}]"
-            ))),
+            Some(name @ ("brightness" | "compressibility" | "geneval")) => {
+                Err(Failure::user(format!("--scorer {name}: that reward is built in; give the scorer another name")))
+            }
+            Some(name) => Err(Failure::user(format!("nothing asks for the scorer `{name}`; {remedy}"))),
         }
     }
 
     fn reward(&self, source: &RewardSource) -> Outcome<Box<dyn Reward<RgbImage>>> {
         let plain: Box<dyn Reward<RgbImage>> = match source {
             RewardSource::Clip(_) => match self.place("clip") {
-                Some(place) => self.open(place)?,
+                Some(place) => Box::new(self.shared(place)?),
                 None => Box::new(ClipReward::tiny()?),
             },
             RewardSource::Hps(_) => match self.place("hps") {
-                Some(place) => self.open(place)?,
+                Some(place) => Box::new(self.shared(place)?),
                 None => Box::new(ClipReward::tiny_hps()?),
             },
             RewardSource::Geneval(_) => Box::new(GenEval::new(ShapesDetector::new())),
             RewardSource::Brightness(_) => Box::new(Brightness),
             RewardSource::Compressibility(_) => Box::new(JpegCompressibility),
-            RewardSource::Given(given) => self.given(&given.name)?,
+            RewardSource::Given(given) => Box::new(self.given(&given.name)?),
             RewardSource::Joined(joined) => {
                 let parts = joined.of.iter().map(|part| self.reward(part)).collect::<Outcome<Vec<_>>>()?;
                 Box::new(Joined::new(&joined.name, parts, joined.by)?)
@@ -200,9 +232,9 @@ impl Scorers {
     }
 
     /// The scorer that a flag gave under this name.
-    pub fn given(&self, name: &str) -> Outcome<Box<dyn Reward<RgbImage>>> {
+    pub fn given(&self, name: &str) -> Outcome<Shared> {
         match self.place(name) {
-            Some(place) => self.open(place),
+            Some(place) => self.shared(place),
             None => Err(Failure::user(format!("reward `{name}` has no scorer; give --scorer {name}=WHERE"))),
         }
     }
@@ -216,21 +248,38 @@ impl Scorers {
         })
     }
 
+    /// What each scorer is: of a folder the checksum of its reward.toml, which lists those of its files; else where it runs.
+    pub fn origins(&self) -> Outcome<BTreeMap<String, String>> {
+        let origin = |name: &str| match self.origin(name) {
+            Some(Origin::Folder(folder)) => sha256(&folder.join("reward.toml")).map(|sum| format!("reward.toml {sum}")),
+            Some(Origin::Program(program)) => Ok(program),
+            None => Ok(String::new()),
+        };
+        self.names().map(|name| Ok((name.to_string(), origin(name)?))).collect()
+    }
+
     fn place(&self, name: &str) -> Option<&Place> {
-        if let Ok(mut asked) = self.asked.lock() {
-            asked.insert(name.into());
-        }
         self.places.iter().find(|place| place.name() == name)
     }
 
-    fn open(&self, place: &Place) -> Outcome<Box<dyn Reward<RgbImage>>> {
+    fn shared(&self, place: &Place) -> Outcome<Shared> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scorer) = opened.get(place.name()) {
+            return Ok(Arc::clone(scorer));
+        }
+        let scorer = self.open(place)?;
+        opened.insert(place.name().into(), Arc::clone(&scorer));
+        Ok(scorer)
+    }
+
+    fn open(&self, place: &Place) -> Outcome<Shared> {
         Ok(match place {
             Place::Folder(FolderPlace { name, path, provider }) => {
                 let provider = provider.clone().unwrap_or_else(|| self.provider.clone());
-                Box::new(folder(name, path, provider)?)
+                Arc::new(folder(name, path, provider)?)
             }
-            Place::Http(http) => Box::new(HttpReward::new(http.clone())?),
-            Place::Process(process) => Box::new(ProcessReward::new(process.clone())?),
+            Place::Http(http) => Arc::new(HttpReward::new(http.clone())?),
+            Place::Process(process) => Arc::new(ProcessReward::new(process.clone())?),
         })
     }
 }

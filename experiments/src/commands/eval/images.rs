@@ -14,20 +14,19 @@ use grpo_rewards::geneval::{
     Benchmark, COLORS, Detection, Detector, GenEval, ImageVerdict, RecordedDetections, Rules, Sample, Verdict,
     object_names,
 };
-use grpo_rewards::onnx::SessionOptions;
 use grpo_rewards::{dpg, hps_benchmark};
 use image::RgbImage;
 
 use super::report::{ReportArgs, name_file, name_folder};
 use crate::commands::{progress, tell};
 use crate::failure::{Failure, Outcome};
-use crate::parts::{Origin, RemoteDetector, ScorerArgs};
+use crate::parts::{Origin, ProviderArgs, RemoteDetector, ScorerArgs};
 
 /// A folder of images under GenEval's rules, in place of a policy.
 #[derive(Args)]
 pub struct FolderArgs {
     /// Judge images that are there, DIR/00000/metadata.jsonl with DIR/00000/samples/0000.png, and no policy.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["policy", "seed", "panel"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["policy", "device", "n", "seed", "panel", "LawArgs"])]
     pub images: Option<PathBuf>,
     #[command(flatten)]
     source: SourceArgs,
@@ -37,6 +36,8 @@ pub struct FolderArgs {
     /// Drop boxes that overlap a better one of their class by this share; off in the paper.
     #[arg(long, value_name = "SHARE", requires = "images", value_parser = share)]
     max_overlap: Option<f64>,
+    #[command(flatten)]
+    provider: ProviderArgs,
     /// A JSON line for each image with its verdict and reason, as the original's results.jsonl.
     #[arg(long, value_name = "FILE", requires = "images")]
     results: Option<PathBuf>,
@@ -167,7 +168,10 @@ impl FolderArgs {
     }
 
     fn judge(&self, report: &mut Report) -> Outcome<Judge> {
-        let options = SessionOptions::default();
+        let options = self.provider.options();
+        let network = |name: &DetectorName| matches!(name, DetectorName::Mask2former | DetectorName::Centernet);
+        let with_network = self.source.detector.as_ref().is_some_and(|(name, _)| network(name));
+        self.provider.check_used(with_network || self.colors.is_some())?;
         let source = match (&self.source.detections, &self.source.detector) {
             (Some(path), _) => {
                 name_file(report, "detections", path)?;
@@ -194,7 +198,7 @@ impl FolderArgs {
         let colors = match &self.colors {
             None => None,
             Some(folder) => {
-                let clip = ClipReward::load(folder)?;
+                let clip = ClipReward::load_with(folder, &options)?;
                 name_folder(report, "colors", folder)?;
                 Some(ClipColors::new(clip))
             }
@@ -284,6 +288,7 @@ impl Dpg {
     /// Who answers.
     fn vqa(&self) -> Outcome<Box<dyn dpg::Vqa>> {
         let scorers = self.scorers.scorers()?;
+        scorers.check_all_asked(&self.vqa.iter().cloned().collect(), "ask it by --vqa NAME")?;
         let vqa: Box<dyn dpg::Vqa> = match (&self.answers, &self.vqa) {
             (Some(path), _) => Box::new(dpg::RecordedAnswers::read(path)?),
             (None, Some(name)) => Box::new(dpg::ScoredAnswers(scorers.given(name)?)),
@@ -291,7 +296,6 @@ impl Dpg {
                 return Err(Failure::user("dpg needs --answers FILE, or --vqa NAME and --scorer NAME=WHERE"));
             }
         };
-        scorers.check_all_asked()?;
         Ok(vqa)
     }
 }
@@ -309,6 +313,8 @@ pub struct Hps {
     #[arg(long, value_name = "DIR")]
     reward: PathBuf,
     #[command(flatten)]
+    provider: ProviderArgs,
+    #[command(flatten)]
     out: ReportArgs,
 }
 
@@ -316,7 +322,7 @@ impl Hps {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
         let benchmark = hps_benchmark::Benchmark::read(&self.images, &self.prompts)?;
-        let reward = ClipReward::load(&self.reward)?;
+        let reward = ClipReward::load_with(&self.reward, &self.provider.options())?;
         let bar = progress(benchmark.n_images());
         let mut report = benchmark.judge(&reward, |n| bar.inc(n as u64));
         bar.finish_and_clear();
