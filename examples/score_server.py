@@ -2,18 +2,20 @@
 
     python3 examples/score_server.py 8000
 
-Standard library only; pictures are PIL images where PIL is installed, else their bytes. The message is that of
-rewards/src/exchange/mod.rs, one question a request; rewards/python/grpo_scorer.py reads and answers it.
+A detector for GenEval is served beside it at /detect: put yours into `detect`. Standard library only; pictures are PIL images
+where PIL is installed, else their bytes. The message is that of rewards/src/exchange/mod.rs, one question a request;
+rewards/python/grpo_scorer.py reads and answers it.
 """
 
 import io
 import sys
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "rewards" / "python"))
-from grpo_scorer import answer, read_question
+from grpo_scorer import answer, answer_detections, read_question
 
 MAX_REQUEST_BYTES = 256 << 20
 MODEL, VERSION = "picture_bytes", "1"  # a run stops where they change: name what decides a score
@@ -21,9 +23,14 @@ one_at_a_time = Lock()  # a model on one GPU gains nothing from threads
 
 
 def score(prompt, image, columns):
-    """Higher is better; an exception fails this picture alone. Here: how plain it is, without PIL by its file."""
-    n_bytes = len(image) if isinstance(image, bytes) else len(image.tobytes())
-    return -n_bytes / 1000
+    """Higher is better; an exception fails this picture alone. Here: how plain it is, by its bytes when compressed."""
+    data = image if isinstance(image, bytes) else image.tobytes()
+    return -len(zlib.compress(data)) / 1000
+
+
+def detect(image):
+    """What is in the picture: {"class", "score", "bbox": [x0, y0, x1, y1]} each. Here: nothing."""
+    return []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -42,7 +49,11 @@ class Handler(BaseHTTPRequestHandler):
         except (KeyError, TypeError, ValueError) as error:
             return self.say(400, "text/plain", f"not a question: {type(error).__name__}: {error}".encode())
         with one_at_a_time:
-            self.say(200, "application/json", answer(score, header, pictures, MODEL, VERSION, batch=False))
+            if self.path == "/detect":
+                said = answer_detections(detect, header, pictures, MODEL, VERSION)
+            else:
+                said = answer(score, header, pictures, MODEL, VERSION, batch=False)
+        self.say(200, "application/json", said)
 
     def say(self, status, content_type, body):
         self.send_response(status)

@@ -8,11 +8,11 @@
     serve(score, model="mine", version="1")
 
 A model that is faster on many pictures takes lists, `serve(scores, batch=True)`, and returns one score each, None or
-NaN where there is none; an exception then fails all of its pictures.
+NaN where there is none; an exception then fails all of its pictures. What is printed goes to standard error: standard
+output belongs to the protocol (rewards/src/exchange/mod.rs).
 
 A detector for GenEval is served by `serve_detector(detect)`: `detect(image)` returns a list of what it found, such as
-{"class": "bench", "score": 0.93, "bbox": [10.5, 20, 300, 240]}, with "color" and "mask" where it knows them. What is printed goes to standard error: standard
-output belongs to the protocol (rewards/src/exchange/mod.rs).
+{"class": "bench", "score": 0.93, "bbox": [10.5, 20, 300, 240]}, with "color" and "mask" where it knows them.
 """
 
 import io
@@ -51,7 +51,15 @@ def attempt(score, *arguments):
     try:
         return score(*arguments), None
     except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
+        # A path that is no UTF-8 would make the whole answer unreadable.
+        return None, f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode()
+
+
+def number(value):
+    """A score; a text or a truth value is a mistake and no number."""
+    if isinstance(value, (str, bytes, bool)):
+        raise TypeError(f"scored {value!r}; return a number")
+    return None if value is None else float(value)
 
 
 def judge(score, header, pictures, batch):
@@ -59,12 +67,14 @@ def judge(score, header, pictures, batch):
     texts = [prompt["text"] for prompt in header["prompts"]]
     columns = [prompt["columns"] for prompt in header["prompts"]]
     if not batch:
-        one = lambda text, data, values: float(score(text, decode(data), values))
+        one = lambda text, data, values: number(score(text, decode(data), values))
         rows = [attempt(one, *row) for row in zip(texts, pictures, columns)]
         return [value for value, _ in rows], [error for _, error in rows]
-    number = lambda value: None if value is None else float(value)
-    scores, error = attempt(lambda: [number(value) for value in score(texts, [decode(p) for p in pictures], columns)])
-    return (scores, [None] * len(scores)) if error is None else ([None] * len(texts), [error] * len(texts))
+    values, error = attempt(lambda: list(score(texts, [decode(data) for data in pictures], columns)))
+    if error is not None:
+        return [None] * len(texts), [error] * len(texts)
+    rows = [attempt(number, value) for value in values]
+    return [value for value, _ in rows], [error for _, error in rows]
 
 
 def answer(score, header, pictures, model, version, batch):

@@ -16,7 +16,8 @@ use std::time::Duration;
 use grpo::testing::check_reward;
 use grpo::{BoxError, Prompt, Reward, RewardSet};
 use grpo_rewards::exchange::Encoding;
-use grpo_rewards::remote::{HttpConfig, HttpReward, ServerConfig, serve};
+use grpo_rewards::geneval::{Detection, Detector};
+use grpo_rewards::remote::{HttpConfig, HttpDetector, HttpReward, ServerConfig, serve};
 use grpo_rewards::{Brightness, JpegCompressibility};
 use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
@@ -226,15 +227,16 @@ fn the_message_names_reward_row_and_server() {
     let set = RewardSet::new().with(reward(&url), 1.0).unwrap();
     let rows = rows(3);
     let error = set.score(&batch(&rows)).unwrap_err().to_string();
-    let said = "status 422 Unprocessable Entity: pictures must be square...";
-    assert!(error == format!("reward `far`: row 0: {url}: {}", said.trim_end_matches("...")), "{error}");
+    let said = "status 422 Unprocessable Entity: pictures must be square";
+    assert_eq!(error, format!("reward `far`: row 0: {url}: {said}"));
 }
 
 #[test]
 fn passing_troubles_are_retried_and_counted_and_lasting_ones_are_not() {
-    let troubles: [fn() -> Reply; 4] = [
+    let troubles: [fn() -> Reply; 5] = [
         || Reply::status("500 Internal Server Error", ""),
         || Reply::status("429 Too Many Requests", "wait"),
+        || Reply::status("408 Request Timeout", "the body took too long"),
         || Reply::Raw(Vec::new()),
         || Reply::status("503 Service Unavailable", "loading"),
     ];
@@ -427,6 +429,66 @@ fn a_served_network_scores_as_it_does_here() {
     config.limits.images_per_request = NonZeroUsize::new(N_ROWS).unwrap();
     let far = HttpReward::new(config).unwrap();
     assert_eq!(far.score_batch(&batch(&rows)).unwrap(), here.score_batch(&batch(&rows)).unwrap());
+}
+
+/// What a client no longer waits for is still being judged: it holds its place until it is.
+#[test]
+fn patience_that_ends_makes_no_room_for_more() {
+    struct Slow(Arc<[AtomicUsize; 2]>);
+    impl Reward<RgbImage> for Slow {
+        fn name(&self) -> &str {
+            "slow"
+        }
+        fn score(&self, _: &Prompt, _: &RgbImage) -> Result<f32, BoxError> {
+            let now = self.0[0].fetch_add(1, Ordering::SeqCst) + 1;
+            self.0[1].fetch_max(now, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(400));
+            self.0[0].fetch_sub(1, Ordering::SeqCst);
+            Ok(0.0)
+        }
+    }
+    let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+    let mut slow = ServerConfig::new("slow", "1");
+    slow.max_connections = 2;
+    let mut config = config(&served(Slow(Arc::clone(&counts)), slow));
+    config.limits.images_per_request = NonZeroUsize::MIN;
+    (config.limits.timeout_ms, config.retry.times) = (100, 3);
+    let rows = rows(4);
+    let each = HttpReward::new(config).unwrap().score_each(&batch(&rows));
+    assert!(each.iter().all(|score| score.as_ref().unwrap_err().to_string().contains("no answer within 100 ms")));
+    assert!((1..=2).contains(&counts[1].load(Ordering::SeqCst)), "{counts:?}");
+}
+
+#[test]
+fn a_detector_is_asked_as_a_reward_is() {
+    let cat = json!({"class": "cat", "score": 0.5, "bbox": [1, 2, 3, 4], "color": "red"});
+    let found = move |asked: &Asked| match asked.reds[0] {
+        0 => Reply::ok(&json!({"detections": [[cat, cat]], "model": "cats", "version": 2})),
+        10 => Reply::ok(&json!({"detections": [[]], "model": "cats", "version": 2})),
+        20 => Reply::ok(&json!({"detections": [null], "model": "cats", "version": 2})),
+        30 => Reply::ok(&json!({"detections": [], "model": "cats", "version": 2})),
+        40 => Reply::status("500 Internal Server Error", "out of memory"),
+        50 => Reply::ok(&json!({"scores": [0.5], "model": "cats", "version": 2})),
+        _ => Reply::ok(&json!({"detections": [[{"class": "cat", "score": 2, "bbox": [1, 2, 3, 4]}]]})),
+    };
+    let url = server(move |asked, _| {
+        assert_eq!(asked.header["prompts"][0]["text"], "");
+        found(asked)
+    });
+    let detector = HttpDetector::new(config(&url)).unwrap();
+    assert_eq!(detector.scorer(), None);
+    let rows = rows(7);
+    let detect = |row: usize| detector.detect(&rows[row].1);
+    let expected = Detection::new("cat", 0.5, [1.0, 2.0, 3.0, 4.0]).with_color("red");
+    assert_eq!(detect(0).unwrap(), [expected.clone(), expected]);
+    assert_eq!(detect(1).unwrap(), []);
+    assert_eq!(detector.scorer().unwrap(), "model \"cats\", version 2");
+    let messages =
+        ["has no detections (null)", "returned 0 detections for 1 images", "out of memory", "without `detections`"];
+    for (row, message) in (2..).zip(messages.into_iter().chain(["is now model null"])) {
+        let error = detect(row).unwrap_err().to_string();
+        assert!(error.contains(message), "picture {row}: {error}");
+    }
 }
 
 #[test]

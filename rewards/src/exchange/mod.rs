@@ -11,7 +11,10 @@
 //! 1. One line of JSON, ended by the first line feed. `prompts` and `images` are of one length and in one order; a
 //!    prompt's `columns` are the data set's own, with their types; `images` gives each picture's length in bytes.
 //! 2. The pictures' bytes, one after another, nothing between or behind. They are files, PNG or JPEG as `encoding`
-//!    says: base64 inside JSON costs a third more bytes, and several times the time on both sides.
+//!    says: base64 inside JSON would cost a third more bytes.
+//!
+//! A reward asks about as many pictures at a time as its configuration allows, and about fewer where they are large:
+//! those of one question stay within half of [`MAX_DECODED_BYTES`] together, and one that is larger is asked about alone.
 //!
 //! The answer is one JSON object:
 //!
@@ -31,10 +34,12 @@
 //! - `id`: the question's; needed from a process, optional over HTTP. Any other key is refused.
 
 mod answer;
+mod asked;
 mod dispatch;
 mod request;
 
 pub(crate) use answer::{Answers, Said, Verdict, excerpt};
-pub(crate) use dispatch::{Plan, Pool, all_or_first_failure, detected, scatter};
+pub(crate) use asked::Asked;
+pub(crate) use dispatch::{Plan, Pool, Until, scatter};
 pub(crate) use request::Question;
 pub use request::{Encoding, MAX_DECODED_BYTES, MAX_SIDE, PROTOCOL, Request};

@@ -1,25 +1,21 @@
 //! The question: written by a reward, read by a scorer.
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
 
 use grpo::{Error, Prompt, Result};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{ExtendedColorType, ImageEncoder, ImageFormat, RgbImage};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Verdict;
+use crate::image_file::decode_picture;
+
+pub use crate::image_file::{MAX_DECODED_BYTES, MAX_SIDE};
 
 /// The version of the message; a scorer refuses one that it does not know.
 pub const PROTOCOL: u32 = 1;
-
-/// The longest side in pixels of a picture that [`Request::read`] decodes.
-pub const MAX_SIDE: u32 = 8192;
-
-/// What all pictures of one request may take when decoded: 256 MiB.
-pub const MAX_DECODED_BYTES: u64 = 256 << 20;
 
 /// How pictures travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +24,7 @@ pub enum Encoding {
     /// Without loss: the scorer sees the very pixels.
     #[default]
     Png,
-    /// Smaller, and other pixels: scores change, so it belongs to the science of a run, not to its speed.
+    /// With loss: scores change, so it belongs to the science of a run, not to its speed.
     Jpeg {
         /// From 1 to 100.
         quality: u8,
@@ -50,7 +46,7 @@ impl Encoding {
         }
         let color = ExtendedColorType::Rgb8;
         let written = match self {
-            // Small files save little where the scorer is near; the pixels are the same under every setting.
+            // The encoder's setting for speed over size; the pixels are the same under every one.
             Self::Png => PngEncoder::new_with_quality(bytes, CompressionType::Fast, FilterType::Adaptive)
                 .write_image(image, width, height, color),
             Self::Jpeg { quality } => {
@@ -192,7 +188,8 @@ impl Request {
         for (row, n_bytes) in lengths.into_iter().enumerate() {
             let (picture, behind) = rest.split_at(n_bytes);
             rest = behind;
-            let image = decode(picture, format, budget).map_err(|error| refused(format!("image {row}: {error}")))?;
+            let image = decode_picture(picture, format, budget);
+            let image = image.map_err(|error| refused(format!("image {row}: {error}")))?;
             budget = budget.saturating_sub(image.as_raw().len() as u64);
             images.push(image);
         }
@@ -202,26 +199,6 @@ impl Request {
 
 fn refused(message: impl std::fmt::Display) -> Error {
     Error::config(format!("the request cannot be read: {message}"))
-}
-
-fn decode(picture: &[u8], format: ImageFormat, budget: u64) -> Result<RgbImage, String> {
-    let reader = || ImageReader::with_format(Cursor::new(picture), format);
-    let (width, height) = reader().into_dimensions().map_err(|error| error.to_string())?;
-    if width > MAX_SIDE || height > MAX_SIDE {
-        return Err(format!("it is {width} x {height} pixels; at most {MAX_SIDE} a side"));
-    }
-    if u64::from(width) * u64::from(height) * 3 > budget {
-        let limit = MAX_DECODED_BYTES >> 20;
-        return Err(format!("with its {width} x {height} pixels the request decodes to over {limit} MiB; send fewer"));
-    }
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    // The decoder's own buffers count too; a picture of 16-bit RGBA takes 8 bytes a pixel on its way to 3.
-    limits.max_alloc = Some(3 * MAX_DECODED_BYTES);
-    let mut reader = reader();
-    reader.limits(limits);
-    reader.decode().map(|image| image.into_rgb8()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -323,7 +300,10 @@ mod tests {
                 format!(r#"{{"protocol":1,"id":0,"encoding":"png","prompts":[{prompts}],"images":{lengths:?}}}"#);
             refusal(&header, &pictures.concat())
         };
-        assert!(ask(&[claims(8193, 1)]).contains("it is 8193 x 1 pixels; at most 8192 a side"));
+        assert!(
+            ask(&[claims(8193, 1)])
+                .contains("image 0: the image has 8193x1 pixels, 0 MiB decoded; the limit is 8192 pixels a side")
+        );
         let picture = claims(8192, 8192);
         let message = ask(std::slice::from_ref(&picture));
         assert!(
@@ -333,8 +313,10 @@ mod tests {
         let mut large = Vec::new();
         let row = RgbImage::new(8000, 8000);
         PngEncoder::new(&mut large).write_image(&row, 8000, 8000, ExtendedColorType::Rgb8).unwrap();
+        let message = ask(&[large, picture]);
         assert!(
-            ask(&[large, picture]).contains("image 1: with its 8192 x 8192 pixels the request decodes to over 256")
+            message.contains("image 1: with its 8192x8192 pixels the pictures decode to over 256 MiB"),
+            "{message}"
         );
     }
 }

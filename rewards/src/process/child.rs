@@ -7,6 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, s
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
+use super::group::Group;
 use crate::exchange::excerpt;
 
 /// Lines of standard error that are kept for messages.
@@ -31,6 +33,9 @@ pub(super) enum Silence {
 #[derive(Debug)]
 pub(super) struct Child {
     process: std::process::Child,
+    /// There until the drop.
+    #[cfg(unix)]
+    group: Option<Group>,
     questions: Sender<Arc<[u8]>>,
     lines: Receiver<Result<Vec<u8>, String>>,
     complaints: Arc<Mutex<VecDeque<String>>>,
@@ -44,9 +49,11 @@ impl Child {
         let Some((program, arguments)) = command.split_first() else { return Err("the command is empty".into()) };
         let mut started = Command::new(program);
         started.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // A group of its own: a Ctrl-C is the run's to handle, and what a wrapper like `conda run` starts ends as well.
+        // A group of its own, so that what a wrapper like `conda run` starts ends as well.
         #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut started, 0);
+        let group = Group::new().and_then(|group| group.admit(&mut started).map(|()| group));
+        #[cfg(unix)]
+        let group = Some(group.map_err(|error| format!("no process group for `{program}`: {error}"))?);
         let mut process = started
             .spawn()
             .map_err(|error| format!("cannot start `{program}`: {error}; name a program that is on the PATH"))?;
@@ -62,7 +69,16 @@ impl Child {
         let complaints = Arc::default();
         let kept = Arc::clone(&complaints);
         // From here on the process is ended by the drop, whatever follows.
-        let child = Self { process, questions, lines, complaints, stderr_open, has_answered: false };
+        let child = Self {
+            process,
+            #[cfg(unix)]
+            group,
+            questions,
+            lines,
+            complaints,
+            stderr_open,
+            has_answered: false,
+        };
         on_thread("stdin", move || write_questions(stdin, &asked))?;
         on_thread("stdout", move || read_answers(stdout, max_answer_bytes, &answered))?;
         on_thread("stderr", move || pass_on(stderr, &kept, stderr_closed))?;
@@ -119,16 +135,9 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // The group first: while its leader is not waited for, no other process can have its number. After an epitaph it
-        // was, and the number is free for a moment; what the leader left behind keeps it taken where that matters.
         #[cfg(unix)]
-        let _ = Command::new("/bin/sh")
-            .args(["-c", "kill -s KILL -- \"-$0\""])
-            .arg(self.process.id().to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        drop(self.group.take());
+        // Ended already, unless it has left its group.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -21,9 +21,19 @@
 //! ([`Reward::score_batch`]); where it is `exclude`, those named above are left out and counted, and all others keep
 //! their scores ([`Reward::score_each`]). None is ever scored 0 for having failed.
 //!
-//! A program is ended with its reward: its process group is killed, itself waited for, its pipes closed.
+//! No program outlives its reward or its run (on Unix). Each is started in a process group whose leader is a `/bin/sh`
+//! that waits for the end of a pipe from the run, and then kills the group:
+//!
+//! - the reward is dropped, or the program was too slow: the program and all that it has started are killed, in the
+//!   middle of a question as well, and the program is waited for;
+//! - the run ends in any way that drops nothing, such as Ctrl-C, SIGTERM, SIGKILL, a panic that aborts or
+//!   `std::process::exit`: they are killed likewise;
+//! - whatever has left the group (`setsid`, a daemon, another machine) is not killed. A program that reads its standard
+//!   input sees its end in all these cases: `grpo_scorer.py` then stops, after the question at hand.
 
 mod child;
+#[cfg(unix)]
+mod group;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -34,9 +44,7 @@ use grpo::{BoxError, Error, Prompt, Result, Reward};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use crate::exchange::{
-    Answers, Encoding, Plan, Pool, Question, Said, Verdict, all_or_first_failure, detected, scatter,
-};
+use crate::exchange::{Answers, Asked, Encoding, Plan, Pool, Question, Said, Until, Verdict, scatter};
 use crate::geneval::{Detection, Detector};
 use child::{Child, Silence};
 
@@ -59,7 +67,7 @@ pub struct ProcessConfig {
 pub struct ProcessLimits {
     /// Processes of the program, each asked one question at a time.
     pub workers: NonZeroUsize,
-    /// The most pictures of one question.
+    /// The most pictures of one question; fewer where they are large (see [`exchange`](crate::exchange)).
     pub images_per_request: NonZeroUsize,
     /// How long a question is waited for.
     pub timeout_ms: u64,
@@ -127,6 +135,11 @@ impl ProcessReward {
     pub fn new(config: ProcessConfig) -> Result<Self> {
         Service::new(config).map(Self)
     }
+
+    /// The model and its version as the first answer named them; `None` before it.
+    pub fn scorer(&self) -> Option<String> {
+        self.0.answers.scorer()
+    }
 }
 
 impl ProcessDetector {
@@ -143,7 +156,7 @@ impl ProcessDetector {
 
 impl Detector for ProcessDetector {
     fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError> {
-        detected(self.0.verdicts(&[(&Prompt::new(""), image)], true))
+        self.0.detect(image)
     }
 }
 
@@ -166,19 +179,6 @@ impl Service {
         };
         let workers = (0..limits.workers.get()).map(start).collect::<Result<Vec<Worker>>>()?;
         Ok(Self { workers: Pool::new(workers), config, answers: Answers::by_line(), next_id: AtomicU64::new(0) })
-    }
-
-    fn verdicts<T: Said>(&self, batch: &[(&Prompt, &RgbImage)], until_failure: bool) -> Vec<Verdict<T>> {
-        let limits = &self.config.limits;
-        // A batch that is smaller than all processes could take is divided evenly among them.
-        let share = batch.len().div_ceil(limits.workers.get()).max(1);
-        let rows_per_question = limits.images_per_request.get().min(share);
-        scatter(batch, &Plan { rows_per_question, n_at_once: limits.workers.get(), until_failure }, |rows| {
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            let named = |message| format!("`{}` {message}", self.config.command.join(" "));
-            let ask = |question| self.workers.lend(|worker| self.ask(worker, question)).map_err(named);
-            Question::ask(rows, id, Encoding::Png, ask)
-        })
     }
 
     /// Asks once, and once more in a new process where the first one died or was too slow.
@@ -217,21 +217,35 @@ impl Service {
     }
 }
 
+impl Asked for Service {
+    fn verdicts<T: Said>(&self, batch: &[(&Prompt, &RgbImage)], until: Until) -> Vec<Verdict<T>> {
+        let limits = &self.config.limits;
+        // A batch that is smaller than all processes could take is divided evenly among them.
+        let share = batch.len().div_ceil(limits.workers.get()).max(1);
+        let rows_per_question = limits.images_per_request.get().min(share);
+        scatter(batch, &Plan { rows_per_question, n_at_once: limits.workers.get(), until }, |rows| {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let named = |message| format!("`{}` {message}", self.config.command.join(" "));
+            let ask = |question| self.workers.lend(|worker| self.ask(worker, question)).map_err(named);
+            Question::ask(rows, id, Encoding::Png, ask)
+        })
+    }
+}
+
 impl Reward<RgbImage> for ProcessReward {
     fn name(&self) -> &str {
         &self.0.config.name
     }
 
     fn score(&self, prompt: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
-        let scores = self.score_batch(&[(prompt, image)])?;
-        scores.first().copied().ok_or_else(|| "the program returned no score".into())
+        self.0.score(prompt, image)
     }
 
     fn score_batch(&self, batch: &[(&Prompt, &RgbImage)]) -> Result<Vec<f32>, BoxError> {
-        all_or_first_failure(self.0.verdicts(batch, true))
+        self.0.score_batch(batch)
     }
 
     fn score_each(&self, batch: &[(&Prompt, &RgbImage)]) -> Vec<Result<f32, BoxError>> {
-        self.0.verdicts(batch, false).into_iter().map(|verdict| verdict.map_err(Into::into)).collect()
+        self.0.score_each(batch)
     }
 }

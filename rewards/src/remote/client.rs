@@ -178,7 +178,8 @@ async fn refusal(response: Response<Incoming>) -> Fault {
     let body = Limited::new(response.into_body(), ERROR_BYTES).collect().await;
     let said = body.map_or(String::new(), |body| excerpt(&body.to_bytes()));
     let message = if said.is_empty() { format!("status {status}") } else { format!("status {status}: {said}") };
-    Fault { message, passing: status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS }
+    let later = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+    Fault { message, passing: status.is_server_error() || later }
 }
 
 impl Fault {

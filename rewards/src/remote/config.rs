@@ -47,7 +47,7 @@ pub struct HttpConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpLimits {
-    /// The most pictures of one request.
+    /// The most pictures of one request; fewer where they are large (see [`exchange`](crate::exchange)).
     pub images_per_request: NonZeroUsize,
     /// The most requests under way at a time, whatever the number of threads that ask.
     pub max_in_flight: NonZeroUsize,

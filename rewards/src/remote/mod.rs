@@ -16,7 +16,7 @@
 //! | what goes wrong | what is done | whose samples fail |
 //! |---|---|---|
 //! | a score is `null`, `NaN` or no number; a text in `errors` | nothing more | its own |
-//! | no connection, a broken one, no answer within `timeout_ms`; status 429 or 5xx | asked again, `retry.times` times, each wait twice the former | the request's |
+//! | no connection, a broken one, no answer within `timeout_ms`; status 408, 429 or 5xx | asked again, `retry.times` times, each wait twice the former | the request's |
 //! | another status; a redirect; an answer too long or not of the protocol; another count of scores | not asked again | the request's |
 //! | another `model` or `version` than in the first answer | not asked again | the request's |
 //! | a picture that cannot be encoded | it is not sent | its own |
@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use grpo::{BoxError, Prompt, Result, Reward};
 use image::RgbImage;
 
-use crate::exchange::{Answers, Plan, Pool, Question, Said, Verdict, all_or_first_failure, detected, scatter};
+use crate::exchange::{Answers, Asked, Plan, Pool, Question, Said, Until, Verdict, scatter};
 use crate::geneval::{Detection, Detector};
 use client::Client;
 
@@ -95,6 +95,11 @@ impl HttpReward {
     pub fn n_retries(&self) -> u64 {
         self.0.client.n_retries()
     }
+
+    /// The model and its version as the first answer named them; `None` before it.
+    pub fn scorer(&self) -> Option<String> {
+        self.0.answers.scorer()
+    }
 }
 
 impl HttpDetector {
@@ -111,7 +116,7 @@ impl HttpDetector {
 
 impl Detector for HttpDetector {
     fn detect(&self, image: &RgbImage) -> Result<Vec<Detection>, BoxError> {
-        detected(self.0.verdicts(&[(&Prompt::new(""), image)], true))
+        self.0.detect(image)
     }
 }
 
@@ -122,24 +127,22 @@ impl Service {
         Ok(Self { config, client, permits, answers: Answers::by_connection(), next_id: AtomicU64::new(0) })
     }
 
-    fn verdicts<T: Said>(&self, batch: &[(&Prompt, &RgbImage)], until_failure: bool) -> Vec<Verdict<T>> {
-        let limits = &self.config.limits;
-        let plan = Plan {
-            rows_per_question: limits.images_per_request.get(),
-            n_at_once: limits.max_in_flight.get(),
-            until_failure,
-        };
-        scatter(batch, &plan, |rows| {
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            let ask = |question| self.ask(question).map_err(|message| format!("{}: {message}", self.config.url));
-            self.permits.lend(|()| Question::ask(rows, id, self.config.encoding, ask))
-        })
-    }
-
     fn ask<T: Said>(&self, question: Question) -> Result<Vec<Verdict<T>>, String> {
         let (id, n_images) = (question.id, question.n_images);
         let answer = self.client.post(question)?;
         self.answers.verdicts(&answer, id, n_images)
+    }
+}
+
+impl Asked for Service {
+    fn verdicts<T: Said>(&self, batch: &[(&Prompt, &RgbImage)], until: Until) -> Vec<Verdict<T>> {
+        let limits = &self.config.limits;
+        let rows_per_question = limits.images_per_request.get();
+        scatter(batch, &Plan { rows_per_question, n_at_once: limits.max_in_flight.get(), until }, |rows| {
+            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+            let ask = |question| self.ask(question).map_err(|message| format!("{}: {message}", self.config.url));
+            self.permits.lend(|()| Question::ask(rows, id, self.config.encoding, ask))
+        })
     }
 }
 
@@ -149,15 +152,14 @@ impl Reward<RgbImage> for HttpReward {
     }
 
     fn score(&self, prompt: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
-        let scores = self.score_batch(&[(prompt, image)])?;
-        scores.first().copied().ok_or_else(|| "the server returned no score".into())
+        self.0.score(prompt, image)
     }
 
     fn score_batch(&self, batch: &[(&Prompt, &RgbImage)]) -> Result<Vec<f32>, BoxError> {
-        all_or_first_failure(self.0.verdicts(batch, true))
+        self.0.score_batch(batch)
     }
 
     fn score_each(&self, batch: &[(&Prompt, &RgbImage)]) -> Vec<Result<f32, BoxError>> {
-        self.0.verdicts(batch, false).into_iter().map(|verdict| verdict.map_err(Into::into)).collect()
+        self.0.score_each(batch)
     }
 }

@@ -32,7 +32,9 @@ pub struct ServerConfig {
     pub version: String,
     /// The longest request that is read.
     pub max_request_bytes: usize,
-    /// The most connections at a time; further ones wait.
+    /// The most connections at a time, and the most batches that are scored at a time; further connections wait.
+    ///
+    /// A client that loses patience and goes leaves its pictures to a reward that may take long, and its place with them.
     pub max_connections: usize,
 }
 
@@ -42,6 +44,9 @@ impl ServerConfig {
         Self { model: model.into(), version: version.into(), max_request_bytes: 256 << 20, max_connections: 16 }
     }
 }
+
+/// The place of a connection, kept by whatever it has set to work.
+type Permit = Arc<OwnedSemaphorePermit>;
 
 /// A reward and what is said of it.
 struct Service {
@@ -78,10 +83,11 @@ pub fn serve(listener: TcpListener, reward: impl Reward<RgbImage> + 'static, con
 
 impl Service {
     /// Answers all requests of a connection.
-    async fn converse(self: Arc<Self>, stream: TcpStream, _permit: OwnedSemaphorePermit) {
+    async fn converse(self: Arc<Self>, stream: TcpStream, permit: OwnedSemaphorePermit) {
+        let permit = Arc::new(permit);
         let answer = service_fn(|request| {
-            let service = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(service.respond(request).await) }
+            let (service, permit) = (Arc::clone(&self), Arc::clone(&permit));
+            async move { Ok::<_, Infallible>(service.respond(request, permit).await) }
         });
         let mut http = http1::Builder::new();
         // One request each: an idle connection must not keep others from being accepted.
@@ -90,14 +96,18 @@ impl Service {
         let _ = http.serve_connection(TokioIo::new(stream), answer).await;
     }
 
-    async fn respond(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        match self.answer(request).await {
+    async fn respond(self: Arc<Self>, request: Request<Incoming>, permit: Permit) -> Response<Full<Bytes>> {
+        match self.answer(request, permit).await {
             Ok(answer) => response(StatusCode::OK, "application/json", answer),
             Err((status, message)) => response(status, "text/plain; charset=utf-8", message.into_bytes()),
         }
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Vec<u8>, (StatusCode, String)> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        permit: Permit,
+    ) -> Result<Vec<u8>, (StatusCode, String)> {
         if request.uri().path() != "/score" {
             return Err((StatusCode::NOT_FOUND, "only /score is served".into()));
         }
@@ -107,7 +117,12 @@ impl Service {
         let body = tokio::time::timeout(PATIENCE, read(request.into_body(), self.config.max_request_bytes));
         let body =
             body.await.unwrap_or_else(|_| Err((StatusCode::REQUEST_TIMEOUT, "the body took too long".into())))?;
-        let scored = tokio::task::spawn_blocking(move || self.score(&body)).await;
+        let score = move || {
+            let scored = self.score(&body);
+            drop(permit);
+            scored
+        };
+        let scored = tokio::task::spawn_blocking(score).await;
         scored.unwrap_or_else(|_| Err((StatusCode::INTERNAL_SERVER_ERROR, "the reward panicked".into())))
     }
 
