@@ -40,9 +40,9 @@ pub enum Command {
     Tokenize(tokens::Tokenize),
     /// Decode codes to images.
     Detokenize(tokens::Detokenize),
-    /// Score images against a prompt.
+    /// Score images with any rewards, each against every prompt.
     Score(score::Score),
-    /// Evaluate a policy on a benchmark.
+    /// Evaluate a policy, or any model's images, on GenEval, DPG-Bench or the HPSv2 benchmark.
     Eval(eval::Eval),
     /// Make a published model into a folder that this library loads.
     Import(import::Import),
