@@ -74,7 +74,8 @@ pub use panel::{before_after, panel};
 pub use policy::{Completion, Gradients, LogProbs, LossGradient, Params, Policy, Request, Sample, Scoring};
 pub use prompt::Prompt;
 pub use reward::{
-    Change, Changed, Failed, FailedScores, Gated, Joined, Joining, Reward, RewardFn, RewardSet, Scores, reward_fn,
+    Apart, Change, Changed, Failed, FailedScores, Gated, Joined, Joining, Reward, RewardFn, RewardSet, Scores,
+    reward_fn,
 };
 pub use rollout::{Excluded, Group, GroupSampler, GroupSize, IndexedPrompt, OverlappedSampler, Rollout};
 pub use run_folder::RunFolder;

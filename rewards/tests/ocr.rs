@@ -1,6 +1,5 @@
 //! The OCR reward from a folder to a score, on the networks of `golden/tiny_networks.py`.
 #![cfg(feature = "onnx")]
-#![expect(clippy::unwrap_used, reason = "in a test a failure is a panic, helpers included")]
 
 use std::path::{Path, PathBuf};
 

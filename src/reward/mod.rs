@@ -5,7 +5,7 @@ mod set;
 
 pub use arithmetic::{Change, Changed, Gated, Joined, Joining};
 pub(crate) use set::message_of;
-pub use set::{Failed, FailedScores, RewardSet, Scores};
+pub use set::{Apart, Failed, FailedScores, RewardSet, Scores};
 
 use std::sync::Arc;
 

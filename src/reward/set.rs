@@ -36,6 +36,9 @@ pub struct Failed {
     pub why: String,
 }
 
+/// One value a reward, or a row: a score, a failure, or `None` where the reward does not apply.
+pub type Apart = Vec<Option<Result<f32, Failed>>>;
+
 /// What becomes of a sample whose score is missing or not finite: never a score of 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -129,7 +132,7 @@ impl<S> RewardSet<S> {
     /// As [`RewardSet::score`], with a failure for each sample that a reward could not judge; the first reward that
     /// failed is named.
     pub fn score_each(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<Result<Scores, Failed>>> {
-        let sum = |row: Vec<Option<Result<f32, Failed>>>| {
+        let sum = |row: Apart| {
             let values: Result<Vec<Option<f32>>, Failed> = row.into_iter().map(Option::transpose).collect();
             values.map(|values| self.sum(values))
         };
@@ -137,10 +140,10 @@ impl<S> RewardSet<S> {
     }
 
     /// Every row's scores by reward, each with a failure of its own; `None` where a reward does not apply.
-    pub fn score_apart(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<Vec<Option<Result<f32, Failed>>>>> {
+    pub fn score_apart(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<Apart>> {
         self.check(batch)?;
         let column = |member: &Member<S>| member.column(batch, |rows| Ok(member.each_score(rows)));
-        let columns: Vec<Vec<Option<Result<f32, Failed>>>> = self.members.iter().map(column).collect::<Result<_>>()?;
+        let columns: Vec<Apart> = self.members.iter().map(column).collect::<Result<_>>()?;
         let mut columns: Vec<_> = columns.into_iter().map(Vec::into_iter).collect();
         Ok(batch.iter().map(|_| columns.iter_mut().map(|column| column.next().flatten()).collect()).collect())
     }

@@ -110,7 +110,7 @@ struct Judge {
 enum Source {
     Recorded(RecordedDetections),
     Network(Box<dyn Detector>),
-    Remote(RemoteDetector),
+    Remote(Box<RemoteDetector>),
 }
 
 impl Judge {
@@ -118,7 +118,7 @@ impl Judge {
         match &self.source {
             Source::Recorded(recorded) => self.verdict_of(&recorded.of(sample.name)?, sample),
             Source::Network(network) => self.verdict_of(&**network, sample),
-            Source::Remote(remote) => self.verdict_of(remote, sample),
+            Source::Remote(remote) => self.verdict_of(&**remote, sample),
         }
     }
 
@@ -177,7 +177,7 @@ impl FolderArgs {
                 name_file(report, "detections", path)?;
                 Source::Recorded(RecordedDetections::read(path)?)
             }
-            (None, Some((DetectorName::Remote, place))) => Source::Remote(RemoteDetector::of_flag(place)?),
+            (None, Some((DetectorName::Remote, place))) => Source::Remote(Box::new(RemoteDetector::of_flag(place)?)),
             (None, Some((DetectorName::Mask2former, folder))) => {
                 let network = Mask2Former::load(Path::new(folder), &options)?;
                 name_folder(report, "detector", Path::new(folder))?;
