@@ -2,12 +2,14 @@
 
     python3 examples/score_server.py 8000
 
-A detector for GenEval is served beside it at /detect: put yours into `detect`. Standard library only; pictures are PIL images
-where PIL is installed, else their bytes. The message is that of rewards/src/exchange/mod.rs, one question a request;
-rewards/python/grpo_scorer.py reads and answers it.
+A detector for GenEval is served beside it, at /detect: put yours into `detect`.
+
+Standard library only; pictures are PIL images where PIL is installed, else their bytes. The message is that of
+rewards/src/exchange/mod.rs, one question a request; rewards/python/grpo_scorer.py reads and answers it.
 """
 
 import io
+import struct
 import sys
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,8 +31,15 @@ def score(prompt, image, columns):
 
 
 def detect(image):
-    """What is in the picture: {"class", "score", "bbox": [x0, y0, x1, y1]} each. Here: nothing."""
-    return []
+    """What is in a picture; an empty list says nothing is, an exception fails it. Here: the picture itself."""
+    size = struct.unpack(">II", image[16:24]) if isinstance(image, bytes) else image.size  # by a PNG's head
+    return [{"class": "picture", "score": 1.0, "bbox": [0, 0, *size]}]
+
+
+ANSWERS = {
+    "/score": lambda header, pictures: answer(score, header, pictures, MODEL, VERSION, batch=False),
+    "/detect": lambda header, pictures: answer_detections(detect, header, pictures, MODEL, VERSION),
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,21 +47,20 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         n_bytes = self.headers.get("Content-Length", "")
-        if not n_bytes.isdigit():
+        if not n_bytes.isdecimal():
             return self.say(411, "text/plain", b"send a Content-Length")
         if int(n_bytes) > MAX_REQUEST_BYTES:
             self.close_connection = True
             return self.say(413, "text/plain", f"{n_bytes} bytes; at most {MAX_REQUEST_BYTES}".encode())
         body = self.rfile.read(int(n_bytes))
+        if self.path not in ANSWERS:
+            return self.say(404, "text/plain", f"only {' and '.join(ANSWERS)} are served".encode())
         try:
-            header, pictures = read_question(io.BytesIO(body))
+            question = read_question(io.BytesIO(body))
+            with one_at_a_time:
+                said = ANSWERS[self.path](*question)
         except (KeyError, TypeError, ValueError) as error:
             return self.say(400, "text/plain", f"not a question: {type(error).__name__}: {error}".encode())
-        with one_at_a_time:
-            if self.path == "/detect":
-                said = answer_detections(detect, header, pictures, MODEL, VERSION)
-            else:
-                said = answer(score, header, pictures, MODEL, VERSION, batch=False)
         self.say(200, "application/json", said)
 
     def say(self, status, content_type, body):
@@ -64,6 +72,6 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    address = ("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 8000)
-    print(f"http://{address[0]}:{address[1]}/score", flush=True)
-    ThreadingHTTPServer(address, Handler).serve_forever()
+    server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1]) if len(sys.argv) > 1 else 8000), Handler)
+    print("http://{}:{}/score".format(*server.server_address), flush=True)
+    server.serve_forever()

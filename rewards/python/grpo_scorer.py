@@ -7,12 +7,14 @@
 
     serve(score, model="mine", version="1")
 
-A model that is faster on many pictures takes lists, `serve(scores, batch=True)`, and returns one score each, None or
-NaN where there is none; an exception then fails all of its pictures. What is printed goes to standard error: standard
-output belongs to the protocol (rewards/src/exchange/mod.rs).
+A score is a number; None or NaN, a text or a truth value fail their sample. A model that is faster on many pictures
+takes lists, `serve(scores, batch=True)`, and returns one score each; an exception then fails all of its pictures.
 
 A detector for GenEval is served by `serve_detector(detect)`: `detect(image)` returns a list of what it found, such as
-{"class": "bench", "score": 0.93, "bbox": [10.5, 20, 300, 240]}, with "color" and "mask" where it knows them.
+{"class": "bench", "score": 0.93, "bbox": [10.5, 20, 300, 240]}, with "color" and "mask" where it knows them; an empty
+one says that nothing is there, and an exception fails this picture alone.
+
+What is printed goes to standard error: standard output belongs to the protocol (rewards/src/exchange/mod.rs).
 """
 
 import io
@@ -46,20 +48,20 @@ def read_question(stream):
     return header, pictures
 
 
-def attempt(score, *arguments):
+def attempt(work, *arguments):
     """The result and no error, or no result and the error's text."""
     try:
-        return score(*arguments), None
+        return work(*arguments), None
     except Exception as error:
-        # A path that is no UTF-8 would make the whole answer unreadable.
-        return None, f"{type(error).__name__}: {error}".encode("utf-8", "replace").decode()
+        # A lone surrogate, as in a file name that is no UTF-8, has no JSON; it or a long text would cost the whole answer.
+        return None, f"{type(error).__name__}: {error}"[:1000].encode("utf-8", "replace").decode()
 
 
-def number(value):
-    """A score; a text or a truth value is a mistake and no number."""
-    if isinstance(value, (str, bytes, bool)):
-        raise TypeError(f"scored {value!r}; return a number")
-    return None if value is None else float(value)
+def number(score):
+    """A score as a float; Python would make one of texts and truth values too, of numpy's and torch's as well."""
+    if isinstance(score, (str, bytes, bool)) or str(getattr(score, "dtype", "")).endswith("bool"):
+        raise TypeError(f"scored {score!r}; return a number")
+    return None if score is None else float(score)
 
 
 def judge(score, header, pictures, batch):
@@ -85,10 +87,15 @@ def answer(score, header, pictures, model, version, batch):
 
 def answer_detections(detect, header, pictures, model, version):
     """Likewise, with what was detected."""
-    # What JSON cannot hold fails its own picture.
-    one = lambda data: json.loads(json.dumps(list(detect(decode(data)))))
-    rows = [attempt(one, data) for data in pictures]
+    rows = [attempt(detections, detect, data) for data in pictures]
     return written(header, model, version, [error for _, error in rows], detections=[found for found, _ in rows])
+
+
+def detections(detect, data):
+    """What was found in a picture, if JSON in UTF-8 can hold it."""
+    found = list(detect(decode(data)))
+    json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def written(header, model, version, errors, **said):

@@ -6,12 +6,14 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use grpo::testing::check_reward;
 use grpo::{Prompt, Reward, RewardSet};
-use grpo_rewards::process::{ProcessConfig, ProcessLimits, ProcessReward};
+use grpo_rewards::geneval::{Detection, Detector};
+use grpo_rewards::process::{ProcessConfig, ProcessDetector, ProcessLimits, ProcessReward};
 use image::{Rgb, RgbImage};
 use tempfile::TempDir;
 
@@ -43,8 +45,6 @@ while line := sys.stdin.buffer.readline():
             answer["errors"] = ["ValueError: no face" if i == at else None for i in range(len(reds))]
         elif kind == "short":
             answer["scores"].pop()
-        elif kind == "hang":
-            threading.Event().wait()
         elif kind == "death":
             print("loading", "model is gone", sep="\n", file=sys.stderr)
             sys.exit(3)
@@ -63,9 +63,11 @@ while line := sys.stdin.buffer.readline():
             print(json.dumps(answer))
         elif kind == "version":
             answer["version"] = 2
-        elif kind == "once" and not os.path.exists(sys.argv[3]):
+        elif kind in ("die once", "hang once") and not os.path.exists(sys.argv[3]):
             open(sys.argv[3], "w").close()
-            sys.exit(1)
+            if kind == "die once":
+                sys.exit(1)
+            threading.Event().wait()
     print(json.dumps(answer), flush=True)
 "#;
 
@@ -108,11 +110,15 @@ fn python() -> &'static str {
     })
 }
 
-fn reward(script: &Path, arguments: &[&str], limits: ProcessLimits) -> ProcessReward {
+fn config(script: &Path, arguments: &[&str], limits: ProcessLimits) -> ProcessConfig {
     // Without site packages Python starts several times faster.
     let command = [python(), "-S", script.to_str().unwrap()];
     let command = command.into_iter().chain(arguments.iter().copied()).map(String::from).collect();
-    ProcessReward::new(ProcessConfig { name: "mine".into(), command, limits }).unwrap()
+    ProcessConfig { name: "mine".into(), command, limits }
+}
+
+fn reward(script: &Path, arguments: &[&str], limits: ProcessLimits) -> ProcessReward {
+    ProcessReward::new(config(script, arguments, limits)).unwrap()
 }
 
 /// Exactly `failed` rows fail with `message`; every other score is right to the last bit.
@@ -177,26 +183,30 @@ fn a_process_that_dies_is_replaced_once_and_its_end_told() {
 }
 
 #[test]
-fn a_process_that_is_too_slow_is_replaced_once() {
+fn a_program_that_never_answers_is_started_twice() {
+    let (_folder, script) = script("import threading\nthreading.Event().wait()");
     let mut limits = limits();
-    (limits.timeout_ms, limits.start_timeout_ms) = (300, 2700);
-    check_kind(
-        "hang",
-        "did not answer within 3000 ms (raise start_timeout_ms); it was started again once",
-        false,
-        limits,
-    );
+    (limits.timeout_ms, limits.start_timeout_ms) = (20, 80);
+    let reward = reward(&script, &[], limits);
+    let told = "did not answer within 100 ms (raise start_timeout_ms); it was started again once";
+    check_failures(&reward, &[0, 1, 2, 3, 4, 5], told);
 }
 
 #[test]
-fn a_process_that_dies_once_costs_no_sample() {
-    let (folder, script) = script(SPOILER);
-    let mark = folder.path().join("died");
-    let reward = reward(&script, &["once", "20", mark.to_str().unwrap()], limits());
-    let rows = rows(N_ROWS);
-    let wanted: Vec<f32> = (0..N_ROWS).map(expected).collect();
-    assert_eq!(reward.score_batch(&batch(&rows)).unwrap(), wanted);
-    assert!(mark.exists(), "it did die");
+fn a_process_that_fails_once_costs_no_sample() {
+    for kind in ["die once", "hang once"] {
+        let (folder, script) = script(SPOILER);
+        let mark = folder.path().join("failed");
+        let mut limits = limits();
+        // A new process has its time to start, so that a busy machine makes one more, and no other score.
+        limits.timeout_ms = 200;
+        let reward = reward(&script, &[kind, "20", mark.to_str().unwrap()], limits);
+        let rows = rows(N_ROWS);
+        let wanted: Vec<f32> = (0..N_ROWS).map(expected).collect();
+        assert_eq!(reward.score_batch(&batch(&rows)).unwrap(), wanted);
+        assert!(mark.exists(), "{kind}: it did fail");
+        assert_eq!(reward.scorer().unwrap(), "model \"reds\", version 1");
+    }
 }
 
 #[test]
@@ -264,57 +274,154 @@ fn a_program_that_is_not_there_is_an_error_at_once() {
 /// A script that uses the helper of `rewards/python`.
 fn with_helper(text: &str) -> (TempDir, PathBuf) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("python");
-    script(&format!("import sys\nsys.path.insert(0, {folder:?})\nfrom grpo_scorer import serve\n{text}"))
+    script(&format!("import sys\nsys.path.insert(0, {folder:?})\nfrom grpo_scorer import *\n{text}"))
 }
+
+/// Each row's score, or how its error starts.
+fn check_rows(reward: &ProcessReward, expected: &[Result<f32, &str>]) {
+    let rows = rows(expected.len());
+    let each = reward.score_each(&batch(&rows));
+    assert_eq!(each.len(), expected.len());
+    for (row, (verdict, expected)) in each.iter().zip(expected).enumerate() {
+        match (verdict, expected) {
+            (Ok(score), Ok(expected)) => assert_eq!(score, expected, "row {row}"),
+            (Err(error), Err(expected)) => {
+                assert!(error.to_string().starts_with(expected), "row {row}: {error} is not {expected}");
+            }
+            (verdict, expected) => panic!("row {row}: {verdict:?} is not {expected:?}"),
+        }
+    }
+}
+
+/// Whatever is no number, as a score or in the place of one in a list.
+const ODD_SCORES: &str = r#"
+class Truth:  # as numpy's and torch's are
+    dtype = "torch.bool"
+    def __float__(self):
+        return 1.0
+    def __repr__(self):
+        return "yes"
+
+def odd(row):
+    return {1: None, 2: "0.5", 3: float("inf"), 4: [], 5: True, 6: b"1", 7: Truth(), 8: 10**400}.get(row, row * 3.75 - 3)
+"#;
+
+const ODD_EXPECTED: [Result<f32, &str>; 10] = [
+    Ok(-3.0),
+    Err("was given no score (null)"),
+    Err("TypeError: scored '0.5'; return a number"),
+    Err("scored Infinity"),
+    Err("TypeError: float() argument must be"),
+    Err("TypeError: scored True; return a number"),
+    Err("TypeError: scored b'1'; return a number"),
+    Err("TypeError: scored yes; return a number"),
+    Err("OverflowError: int too large to convert to float"),
+    Ok(30.75),
+];
 
 #[test]
 fn the_helper_makes_a_function_a_reward() {
-    let (_folder, script) = with_helper(
-        r#"
+    let (_folder, script) = with_helper(&format!(
+        r#"{ODD_SCORES}
 def score(prompt, image, columns):
     print("a line that must not be taken for an answer")
     assert image.size == (9, 5) if hasattr(image, "size") else image.startswith(b"\x89PNG")
-    assert prompt == f"prompt {columns['row']}"
-    return {1: None, 2: "0.5", 3: float("inf"), 4: [][0:1]}.get(columns["row"], columns["row"] * 3.75 - 3)
+    assert prompt == f"prompt {{columns['row']}}"
+    if columns["row"] == 10:
+        raise OSError("no caf\udce9.png")  # as Python reads a file name that is no UTF-8
+    if columns["row"] == 11:
+        raise ValueError("x" * 10**6)
+    return odd(columns["row"])
 
 serve(score, model="mine", version="1")
-"#,
-    );
+"#
+    ));
     let reward = reward(&script, &[], limits());
-    let rows = rows(N_ROWS);
-    let each = reward.score_each(&batch(&rows));
-    let expected_errors = [(1, "was given no score (null)"), (2, "TypeError: scored '0.5'; return a number")];
-    for (row, message) in expected_errors.into_iter().chain([(3, "scored Infinity"), (4, "TypeError: float()")]) {
-        let error = each[row].as_ref().unwrap_err().to_string();
-        assert!(error.starts_with(message), "row {row}: {error}");
-    }
-    for row in [0, 5] {
-        assert_eq!(*each[row].as_ref().unwrap(), expected(row));
-    }
+    let long = format!("ValueError: {}", "x".repeat(100));
+    check_rows(&reward, &[&ODD_EXPECTED[..], &[Err("OSError: no caf?.png"), Err(&long)]].concat());
+    assert_eq!(reward.scorer().unwrap(), "model \"mine\", version \"1\"");
 }
 
 #[test]
 fn the_helper_takes_a_function_of_lists() {
-    let (_folder, script) = with_helper(
-        r#"
+    let (_folder, script) = with_helper(&format!(
+        r#"{ODD_SCORES}
 def scores(prompts, images, columns):
     assert len(prompts) == len(images) == len(columns)
     rows = [column["row"] for column in columns]
-    if 4 in rows:
+    if 10 in rows:
         raise RuntimeError("out of memory")
-    return [None if row == 1 else row * 3.75 - 3 for row in rows]
+    return [odd(row) for row in rows] + [0.5] * (12 in rows)
 
 serve(scores, batch=True)
+"#
+    ));
+    let lost = [Err("RuntimeError: out of memory"); 2];
+    let text: &str = &format!("`{} -S {}` returned 3 scores for 2 images", python(), script.display());
+    check_rows(&reward(&script, &[], limits()), &[&ODD_EXPECTED[..], &lost, &[Err(text); 2]].concat());
+}
+
+#[test]
+fn the_helper_makes_a_function_a_detector() {
+    let (_folder, script) = with_helper(
+        r#"
+cat = {"class": "cat", "score": 0.5, "bbox": [1, 2, 3, 4], "color": "red"}
+answers = iter([
+    lambda: (cat for _ in range(2)), lambda: [], lambda: None, lambda: 1 / 0, lambda: [cat | {"score": float("nan")}],
+    lambda: [cat | {"class": "caf\udce9"}], lambda: [{"class": "cat"}], lambda: cat, lambda: [cat | {"mask": {1}}], lambda: [cat],
+])
+
+def detect(image):
+    print("a line that must not be taken for an answer")
+    assert image.size == (9, 5) if hasattr(image, "size") else image.startswith(b"\x89PNG")
+    return next(answers)()
+
+serve_detector(detect, model="cats", version=2)
 "#,
     );
-    let reward = reward(&script, &[], limits());
-    let rows = rows(N_ROWS);
-    let each = reward.score_each(&batch(&rows));
-    let error = |row: usize| each[row].as_ref().unwrap_err().to_string();
-    assert!(error(1).starts_with("was given no score"), "{}", error(1));
-    assert_eq!([error(4), error(5)], ["RuntimeError: out of memory", "RuntimeError: out of memory"]);
-    for row in [0, 2, 3] {
-        assert_eq!(*each[row].as_ref().unwrap(), expected(row));
+    let detector = ProcessDetector::new(config(&script, &[], limits())).unwrap();
+    assert_eq!(detector.scorer(), None);
+    let image = &rows(1)[0].1;
+    let cat = Detection::new("cat", 0.5, [1.0, 2.0, 3.0, 4.0]).with_color("red");
+    assert_eq!(detector.detect(image).unwrap(), [cat.clone(), cat.clone()]);
+    assert_eq!(detector.detect(image).unwrap(), []);
+    let expected = [
+        "TypeError: 'NoneType' object is not iterable",
+        "ZeroDivisionError: division by zero",
+        "\"NaN\"",
+        "UnicodeEncodeError: ",
+        "missing field `score`",
+        "expected struct Found",
+        "TypeError: Object of type set is not JSON serializable",
+    ];
+    for expected in expected {
+        let error = detector.detect(image).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} lacks {expected}");
+    }
+    assert_eq!(detector.detect(image).unwrap(), [cat]);
+    assert_eq!(detector.scorer().unwrap(), "model \"cats\", version 2");
+}
+
+#[test]
+fn a_detector_whose_answer_is_none_is_an_error_and_never_nothing_found() {
+    let answers = [
+        (r#"{"id": id, "detections": [None]}"#, "has no detections (null)"),
+        (r#"{"id": id, "detections": []}"#, "returned 0 detections for 1 images"),
+        (r#"{"id": id, "detections": [[], []]}"#, "returned 2 detections for 1 images"),
+        (r#"{"id": id, "detections": None}"#, "answered without `detections`"),
+        (r#"{"id": id, "scores": [0.5]}"#, "answered without `detections`"),
+        (r#"{"id": id, "scores": [0.5], "detections": [[]]}"#, "answered with scores and detections"),
+        (r#"{"id": id + 1, "detections": [[]]}"#, "answered question 1 where 0 was asked"),
+        (r#"{"id": id, "detections": [[]], "errors": ["late"]}"#, "late"),
+    ];
+    for (answer, expected) in answers {
+        let (_folder, script) = script(&format!(
+            "import json, sys\nwhile line := sys.stdin.buffer.readline():\n    header = json.loads(line)\n    \
+             sys.stdin.buffer.read(sum(header['images']))\n    id = header['id']\n    print(json.dumps({answer}), flush=True)\n"
+        ));
+        let detector = ProcessDetector::new(config(&script, &[], limits())).unwrap();
+        let error = detector.detect(&rows(1)[0].1).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} lacks {expected}");
     }
 }
 
@@ -325,30 +432,75 @@ fn runs(process: &str) -> bool {
     stat.rsplit(") ").next().is_some_and(|state| !state.is_empty() && !state.starts_with('Z'))
 }
 
+/// Starts a program of its own, writes both numbers to a file, and judges for ever where a second file is named.
+#[cfg(target_os = "linux")]
+const PARENT: &str = r#"
+import os, subprocess, threading
+child = subprocess.Popen(["sleep", "600"])
+with open(sys.argv[1] + ".part", "w") as pids:
+    pids.write(f"{os.getpid()} {child.pid}")
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+serve(lambda prompt, image, columns: 1.0 if len(sys.argv) < 3 else threading.Event().wait())
+"#;
+
+/// Signals are on their way, and processes of another parent are not ours to wait for.
+#[cfg(target_os = "linux")]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < until, "{what}: not within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn nothing_that_was_started_outlives_the_reward() {
-    let (folder, script) = with_helper(
-        r#"
-import os, subprocess
-child = subprocess.Popen(["sleep", "600"])
-with open(sys.argv[1], "w") as pids:
-    pids.write(f"{os.getpid()} {child.pid}")
-serve(lambda prompt, image, columns: 1.0)
-"#,
-    );
+    let (folder, script) = with_helper(PARENT);
     let pids = folder.path().join("pids");
     let reward = reward(&script, &[pids.to_str().unwrap()], limits());
     assert_eq!(reward.score_batch(&batch(&rows(1))).unwrap(), [1.0]);
     let pids = fs::read_to_string(pids).unwrap();
     assert!(pids.split(' ').count() == 2 && pids.split(' ').all(runs), "{pids}");
     drop(reward);
-    // The one it started is not ours to wait for; the signal is on its way.
-    for _ in 0..200 {
-        if !pids.split(' ').any(runs) {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+    wait_until(&format!("{pids} have ended"), || !pids.split(' ').any(runs));
+}
+
+/// Killed when dropped, so that a test that fails leaves nothing.
+#[cfg(target_os = "linux")]
+struct Run(Child);
+
+#[cfg(target_os = "linux")]
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
-    panic!("{pids}: one of them still runs");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_that_was_started_outlives_the_run() {
+    if let (Ok(script), Ok(pids)) = (std::env::var("GRPO_TEST_SCRIPT"), std::env::var("GRPO_TEST_PIDS")) {
+        // The run, in a process of its own.
+        let reward = reward(Path::new(&script), &[&pids, "for ever"], limits());
+        let scores = reward.score_batch(&batch(&rows(1)));
+        panic!("it was to be killed, and has {scores:?}");
+    }
+    // Not INT: whoever starts the tests in the background has them ignore it, and so do their children.
+    for signal in ["TERM", "KILL"] {
+        let (folder, script) = with_helper(PARENT);
+        let pids = folder.path().join("pids");
+        let mut run = Command::new(std::env::current_exe().unwrap());
+        run.args(["--exact", "nothing_that_was_started_outlives_the_run"]).stdout(Stdio::null());
+        run.env("GRPO_TEST_SCRIPT", &script).env("GRPO_TEST_PIDS", &pids);
+        let mut run = Run(run.spawn().unwrap());
+        wait_until("the scorer has started", || pids.exists());
+        let pids = fs::read_to_string(pids).unwrap();
+        assert!(pids.split(' ').count() == 2 && pids.split(' ').all(runs), "{pids}");
+        let kill = Command::new("/bin/sh").args(["-c", &format!("kill -s {signal} {}", run.0.id())]).status();
+        assert!(kill.unwrap().success());
+        assert!(!run.0.wait().unwrap().success());
+        wait_until(&format!("{pids} have ended after {signal}"), || !pids.split(' ').any(runs));
+    }
 }

@@ -9,6 +9,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::num::NonZeroUsize;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -187,7 +189,7 @@ fn every_failure_at_every_place_fails_what_it_must_and_nothing_else() {
         }),
     ];
     let of_request: [(&str, Spoil); 7] = [
-        ("no answer within 40 ms (raise timeout_ms); gave up after 2 attempts", |_, _| Reply::Hang),
+        ("no answer within 200 ms (raise timeout_ms); gave up after 2 attempts", |_, _| Reply::Hang),
         ("returned 1 scores for 2 images", |asked, _| {
             Reply::ok(&json!({ "scores": asked.scores()[1..], "model": "reds", "version": 1 }))
         }),
@@ -201,23 +203,25 @@ fn every_failure_at_every_place_fails_what_it_must_and_nothing_else() {
     ];
     for bad in [0, 2, 5] {
         for (message, spoil) in &of_sample {
-            check_failures(&spoilt(bad, *spoil), &[bad], message);
+            check_failures(&spoilt(bad, *spoil, 60_000), &[bad], message);
         }
         let of_its_request = [bad / 2 * 2, bad / 2 * 2 + 1];
         for (message, spoil) in &of_request {
-            check_failures(&spoilt(bad, *spoil), &of_its_request, message);
+            // Only a server that hangs is not waited for.
+            let timeout_ms = if message.starts_with("no answer") { 200 } else { 60_000 };
+            check_failures(&spoilt(bad, *spoil, timeout_ms), &of_its_request, message);
         }
     }
 }
 
 /// A reward whose server spoils each answer about row `bad`.
-fn spoilt(bad: usize, spoil: Spoil) -> HttpReward {
+fn spoilt(bad: usize, spoil: Spoil, timeout_ms: u64) -> HttpReward {
     let url = server(move |asked, _| match asked.reds.iter().position(|red| usize::from(*red) == 10 * bad) {
         Some(at) => spoil(asked, at),
         None => asked.answer(),
     });
     let mut config = config(&url);
-    config.limits.timeout_ms = 40;
+    config.limits.timeout_ms = timeout_ms;
     HttpReward::new(config).unwrap()
 }
 
@@ -431,64 +435,140 @@ fn a_served_network_scores_as_it_does_here() {
     assert_eq!(far.score_batch(&batch(&rows)).unwrap(), here.score_batch(&batch(&rows)).unwrap());
 }
 
-/// What a client no longer waits for is still being judged: it holds its place until it is.
-#[test]
-fn patience_that_ends_makes_no_room_for_more() {
-    struct Slow(Arc<[AtomicUsize; 2]>);
-    impl Reward<RgbImage> for Slow {
-        fn name(&self) -> &str {
-            "slow"
-        }
-        fn score(&self, _: &Prompt, _: &RgbImage) -> Result<f32, BoxError> {
-            let now = self.0[0].fetch_add(1, Ordering::SeqCst) + 1;
-            self.0[1].fetch_max(now, Ordering::SeqCst);
-            std::thread::sleep(Duration::from_millis(400));
-            self.0[0].fetch_sub(1, Ordering::SeqCst);
-            Ok(0.0)
-        }
+/// Judges nothing before its gate is open, and counts what it is asked at a time.
+struct Gated(Arc<Gate>);
+
+#[derive(Default)]
+struct Gate {
+    open: Mutex<bool>,
+    opened: Condvar,
+    n_inside: AtomicUsize,
+    most_inside: AtomicUsize,
+}
+
+impl Reward<RgbImage> for Gated {
+    fn name(&self) -> &str {
+        "gated"
     }
-    let counts: Arc<[AtomicUsize; 2]> = Arc::default();
-    let mut slow = ServerConfig::new("slow", "1");
-    slow.max_connections = 2;
-    let mut config = config(&served(Slow(Arc::clone(&counts)), slow));
+    fn score(&self, _: &Prompt, image: &RgbImage) -> Result<f32, BoxError> {
+        let n_inside = self.0.n_inside.fetch_add(1, Ordering::SeqCst) + 1;
+        self.0.most_inside.fetch_max(n_inside, Ordering::SeqCst);
+        drop(self.0.opened.wait_while(self.0.open.lock().unwrap(), |open| !*open).unwrap());
+        self.0.n_inside.fetch_sub(1, Ordering::SeqCst);
+        Ok(score_of(image.get_pixel(0, 0)[0]))
+    }
+}
+
+/// What a client no longer waits for is still being judged, and has its place until it is.
+#[test]
+fn clients_that_lose_patience_make_no_room_for_more() {
+    let gate = Arc::new(Gate::default());
+    let server = ServerConfig { max_connections: 2, ..ServerConfig::new("gated", "1") };
+    let mut config = config(&served(Gated(Arc::clone(&gate)), server));
     config.limits.images_per_request = NonZeroUsize::MIN;
-    (config.limits.timeout_ms, config.retry.times) = (100, 3);
-    let rows = rows(4);
-    let each = HttpReward::new(config).unwrap().score_each(&batch(&rows));
-    assert!(each.iter().all(|score| score.as_ref().unwrap_err().to_string().contains("no answer within 100 ms")));
-    assert!((1..=2).contains(&counts[1].load(Ordering::SeqCst)), "{counts:?}");
+    config.limits.max_in_flight = NonZeroUsize::new(N_ROWS).unwrap();
+    (config.limits.timeout_ms, config.retry.times) = (150, 2);
+    let rows = rows(N_ROWS);
+    for score in HttpReward::new(config.clone()).unwrap().score_each(&batch(&rows)) {
+        let error = score.unwrap_err().to_string();
+        assert!(error.contains("no answer within 150 ms (raise timeout_ms); gave up after 3 attempts"), "{error}");
+    }
+    *gate.open.lock().unwrap() = true;
+    gate.opened.notify_all();
+    config.limits.timeout_ms = 60_000;
+    let scores = HttpReward::new(config).unwrap().score_batch(&batch(&rows)).unwrap();
+    assert_eq!(scores, (0..N_ROWS).map(expected).collect::<Vec<f32>>(), "each place was given back");
+    let most_inside = gate.most_inside.load(Ordering::SeqCst);
+    assert!((1..=2).contains(&most_inside), "{most_inside} batches were judged at a time");
 }
 
 #[test]
 fn a_detector_is_asked_as_a_reward_is() {
-    let cat = json!({"class": "cat", "score": 0.5, "bbox": [1, 2, 3, 4], "color": "red"});
-    let found = move |asked: &Asked| match asked.reds[0] {
-        0 => Reply::ok(&json!({"detections": [[cat, cat]], "model": "cats", "version": 2})),
-        10 => Reply::ok(&json!({"detections": [[]], "model": "cats", "version": 2})),
-        20 => Reply::ok(&json!({"detections": [null], "model": "cats", "version": 2})),
-        30 => Reply::ok(&json!({"detections": [], "model": "cats", "version": 2})),
-        40 => Reply::status("500 Internal Server Error", "out of memory"),
-        50 => Reply::ok(&json!({"scores": [0.5], "model": "cats", "version": 2})),
-        _ => Reply::ok(&json!({"detections": [[{"class": "cat", "score": 2, "bbox": [1, 2, 3, 4]}]]})),
-    };
-    let url = server(move |asked, _| {
-        assert_eq!(asked.header["prompts"][0]["text"], "");
-        found(asked)
+    let url = server(|asked, n_before| {
+        assert_eq!(asked.header["prompts"], json!([{ "text": "", "columns": {} }]));
+        let cat = json!({ "class": "cat", "score": 0.5, "bbox": [1, 2, 3, 4], "color": "red" });
+        match (n_before, asked.reds[0]) {
+            (0, _) => Reply::status("503 Service Unavailable", "loading"),
+            (_, 0) => Reply::ok(&json!({ "detections": [[cat, cat]], "model": "cats", "version": 2 })),
+            (_, 10) => Reply::ok(&json!({ "detections": [[]], "model": "cats", "version": 2 })),
+            _ => Reply::ok(&json!({ "detections": [[]], "model": "cats", "version": 3 })),
+        }
     });
     let detector = HttpDetector::new(config(&url)).unwrap();
     assert_eq!(detector.scorer(), None);
-    let rows = rows(7);
-    let detect = |row: usize| detector.detect(&rows[row].1);
-    let expected = Detection::new("cat", 0.5, [1.0, 2.0, 3.0, 4.0]).with_color("red");
-    assert_eq!(detect(0).unwrap(), [expected.clone(), expected]);
-    assert_eq!(detect(1).unwrap(), []);
+    let rows = rows(3);
+    let cat = Detection::new("cat", 0.5, [1.0, 2.0, 3.0, 4.0]).with_color("red");
+    assert_eq!(detector.detect(&rows[0].1).unwrap(), [cat.clone(), cat]);
+    assert_eq!(detector.detect(&rows[1].1).unwrap(), []);
     assert_eq!(detector.scorer().unwrap(), "model \"cats\", version 2");
-    let messages =
-        ["has no detections (null)", "returned 0 detections for 1 images", "out of memory", "without `detections`"];
-    for (row, message) in (2..).zip(messages.into_iter().chain(["is now model null"])) {
-        let error = detect(row).unwrap_err().to_string();
-        assert!(error.contains(message), "picture {row}: {error}");
+    let error = detector.detect(&rows[2].1).unwrap_err().to_string();
+    assert!(error.starts_with(&url) && error.contains("is now model \"cats\", version 3"), "{error}");
+}
+
+#[test]
+fn a_detector_that_fails_is_an_error_and_never_nothing_found() {
+    let cases: [(Spoil, &str); 14] = [
+        (|_, _| said_ok(r#"{"detections":[null]}"#), "has no detections (null)"),
+        (|_, _| said_ok(r#"{"detections":[NaN]}"#), "\"NaN\""),
+        (|_, _| said_ok(r#"{"detections":[[{"class":"cat","score":NaN,"bbox":[0,0,1,1]}]]}"#), "\"NaN\""),
+        (|_, _| said_ok(r#"{"detections":[[{"class":"cat","score":2,"bbox":[0,0,1,1]}]]}"#), "score 2 of a cat"),
+        (|_, _| said_ok(r#"{"detections":[[{"class":"cat","bbox":[0,0,1,1]}]]}"#), "missing field `score`"),
+        (|_, _| said_ok(r#"{"detections":[[]],"errors":["late"]}"#), "late"),
+        (|_, _| said_ok(r#"{"detections":[]}"#), "returned 0 detections for 1 images"),
+        (|_, _| said_ok(r#"{"detections":[[],[]]}"#), "returned 2 detections for 1 images"),
+        (|_, _| said_ok(r#"{"scores":[0.5]}"#), "answered without `detections`"),
+        (|_, _| said_ok(r#"{"scores":[0.5],"detections":[[]]}"#), "answered with scores and detections"),
+        (|_, _| said_ok(""), "its answer is not what the protocol asks for"),
+        (|_, _| Reply::status("500 Internal Server Error", "out of memory"), "gave up after 2 attempts"),
+        (|_, _| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{".to_vec()), "its answer broke off"),
+        (|_, _| Reply::Hang, "no answer within 40 ms"),
+    ];
+    let rows = rows(1);
+    for (reply, expected) in cases {
+        let mut config = config(&server(reply));
+        config.limits.timeout_ms = if expected.starts_with("no answer") { 40 } else { 60_000 };
+        let error = HttpDetector::new(config).unwrap().detect(&rows[0].1).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} lacks {expected}");
     }
+}
+
+fn said_ok(body: &str) -> Reply {
+    Reply::status("200 OK", body)
+}
+
+/// The server of `examples/`, ended with the test.
+struct Example(Child);
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_python_server_of_the_examples_scores_and_detects() {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/score_server.py");
+    let mut python = Command::new("python3");
+    python.arg("-B").arg(program).arg("0").stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut example = Example(python.spawn().unwrap());
+    let mut url = String::new();
+    BufReader::new(example.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    let url = url.trim();
+    let (reward, rows) = (reward(url), rows(3));
+    check_reward(&reward, &batch(&rows)).unwrap();
+    assert!(reward.score_batch(&batch(&rows)).unwrap().iter().all(|score| *score < 0.0));
+    assert_eq!(reward.scorer().unwrap(), "model \"picture_bytes\", version \"1\"");
+    let detector = HttpDetector::new(config(&url.replace("/score", "/detect"))).unwrap();
+    let picture = Detection::new("picture", 1.0, [0.0, 0.0, 9.0, 5.0]);
+    assert_eq!(detector.detect(&rows[0].1).unwrap(), [picture]);
+    let elsewhere = HttpDetector::new(config(&url.replace("/score", "/other"))).unwrap();
+    let error = elsewhere.detect(&rows[0].1).unwrap_err().to_string();
+    assert!(error.contains("status 404 Not Found: only /score and /detect are served"), "{error}");
+    let wrong = HttpDetector::new(config(url)).unwrap().detect(&rows[0].1).unwrap_err().to_string();
+    assert!(wrong.contains("answered without `detections`"), "{wrong}");
+    let answer = said(url, b"POST /score HTTP/1.0\r\nContent-Length: 3\r\n\r\n{}\n");
+    assert!(answer.starts_with("HTTP/1.0 400 ") && answer.contains("not a question: KeyError"), "{answer}");
 }
 
 #[test]

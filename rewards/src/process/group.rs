@@ -31,7 +31,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
-        // It kills itself last of all, so that whoever waits for it knows the others have their signal.
+        // One signal goes to the whole group: once the leader has ended, the others have theirs.
         let _ = self.0.wait();
     }
 }
