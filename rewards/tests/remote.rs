@@ -188,21 +188,23 @@ fn every_failure_at_every_place_fails_what_it_must_and_nothing_else() {
             Reply::ok(&json!({ "scores": asked.scores(), "errors": errors, "model": "reds", "version": 1 }))
         }),
     ];
-    let of_request: [(&str, Spoil); 7] = [
-        ("no answer within 200 ms (raise timeout_ms); gave up after 2 attempts", |_, _| Reply::Hang),
-        ("returned 1 scores for 2 images", |asked, _| {
+    let of_refused: [(&str, Spoil); 4] = [
+        ("returned 0 scores for 1 images", |asked, _| {
             Reply::ok(&json!({ "scores": asked.scores()[1..], "model": "reds", "version": 1 }))
         }),
         ("status 500 Internal Server Error: out of memory; gave up after 2 attempts", |_, _| {
             Reply::status("500 Internal Server Error", "out of memory\nat line 3")
         }),
-        ("connection closed before message completed; gave up after 2 attempts", |_, _| Reply::Raw(Vec::new())),
-        ("its answer broke off", |_, _| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"sco".to_vec())),
         ("its answer is not what the protocol asks for", |_, _| Reply::status("200 OK", "<html>hello</html>")),
         ("status 400 Bad Request: no such column", |_, _| Reply::status("400 Bad Request", "no such column")),
     ];
+    let of_request: [(&str, Spoil); 3] = [
+        ("no answer within 200 ms (raise timeout_ms); gave up after 2 attempts", |_, _| Reply::Hang),
+        ("connection closed before message completed; gave up after 2 attempts", |_, _| Reply::Raw(Vec::new())),
+        ("its answer broke off", |_, _| Reply::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"sco".to_vec())),
+    ];
     for bad in [0, 2, 5] {
-        for (message, spoil) in &of_sample {
+        for (message, spoil) in of_sample.iter().chain(&of_refused) {
             check_failures(&spoilt(bad, *spoil, 60_000), &[bad], message);
         }
         let of_its_request = [bad / 2 * 2, bad / 2 * 2 + 1];
@@ -212,6 +214,36 @@ fn every_failure_at_every_place_fails_what_it_must_and_nothing_else() {
             check_failures(&spoilt(bad, *spoil, timeout_ms), &of_its_request, message);
         }
     }
+}
+
+/// Sixteen pictures a request, refused where `refused` says so of their reds; the verdicts, and how often it was asked.
+fn asked_in_halves(refused: impl Fn(&[u8]) -> bool + Send + Sync + 'static) -> (Vec<Option<f32>>, usize) {
+    let n_asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&n_asked);
+    let url = server(move |asked, n_before| {
+        counted.store(n_before + 1, Ordering::SeqCst);
+        if refused(&asked.reds) { Reply::status("422 Unprocessable Entity", "no") } else { asked.answer() }
+    });
+    let mut config = config(&url);
+    config.limits.images_per_request = NonZeroUsize::new(16).unwrap();
+    let rows = rows(16);
+    let scores = HttpReward::new(config).unwrap().score_each(&batch(&rows)).into_iter().map(Result::ok).collect();
+    (scores, n_asked.load(Ordering::SeqCst))
+}
+
+#[test]
+fn the_picture_that_a_server_refuses_is_found_by_halves() {
+    let all = |failed: fn(usize) -> bool| -> Vec<Option<f32>> {
+        (0..16).map(|row| (!failed(row)).then(|| expected(row))).collect()
+    };
+    for (red, failed) in [(0, (|row| row == 0) as fn(usize) -> bool), (70, |row| row == 7), (150, |row| row == 15)] {
+        assert_eq!(asked_in_halves(move |reds| reds.contains(&red)), (all(failed), 1 + 2 * 4));
+    }
+    // Two at fault in one half of a half; what stands between them falls with them.
+    let pair = |reds: &[u8]| reds.contains(&80) || reds.contains(&100);
+    assert_eq!(asked_in_halves(pair), (all(|row| (8..12).contains(&row)), 1 + 2 * 3));
+    assert_eq!(asked_in_halves(|_| true), (all(|_| true), 3));
+    assert_eq!(asked_in_halves(|reds| reds.len() > 8), (all(|_| false), 3));
 }
 
 /// A reward whose server spoils each answer about row `bad`.
@@ -278,7 +310,7 @@ fn a_server_that_is_not_there_is_named_with_the_systems_words() {
 #[test]
 fn an_answer_that_is_too_long_is_refused() {
     let url = server(|asked, _| {
-        let errors = vec!["x".repeat(700); asked.reds.len()];
+        let errors = vec!["x".repeat(1200); asked.reds.len()];
         Reply::ok(&json!({ "scores": asked.scores(), "errors": errors, "model": "reds", "version": 1 }))
     });
     let mut config = config(&url);

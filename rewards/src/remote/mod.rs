@@ -16,10 +16,15 @@
 //! | what goes wrong | what is done | whose samples fail |
 //! |---|---|---|
 //! | a score is `null`, `NaN` or no number; a text in `errors` | nothing more | its own |
-//! | no connection, a broken one, no answer within `timeout_ms`; status 408, 429 or 5xx | asked again, `retry.times` times, each wait twice the former | the request's |
-//! | another status; a redirect; an answer too long or not of the protocol; another count of scores | not asked again | the request's |
-//! | another `model` or `version` than in the first answer | not asked again | the request's |
+//! | no connection, a broken one, no answer within `timeout_ms` | asked again, `retry.times` times, each wait twice the former | the request's |
+//! | a redirect | not asked again | the request's |
+//! | status 408, 429 or 5xx | asked again likewise, and then in halves | those it fails on |
+//! | another status; an answer too long or not of the protocol; another count of scores; another `model` or `version` than in the first answer | asked in halves | those it fails on |
 //! | a picture that cannot be encoded | it is not sent | its own |
+//!
+//! In halves: what a server refuses together is asked about again, half by half, and the half that it refuses is halved
+//! again down to the one picture at fault. Where it refuses both, all that was asked about has failed, so that a server
+//! that refuses everything is asked three times in place of one.
 //!
 //! Where the run's rule for failed samples is `error`, the first of them in the batch's order stops the run
 //! ([`Reward::score_batch`]); where it is `exclude`, those named above are left out and counted, and all others keep
@@ -41,7 +46,7 @@ use image::RgbImage;
 
 use crate::exchange::{Answers, Asked, Plan, Pool, Question, Said, Until, Verdict, scatter};
 use crate::geneval::{Detection, Detector};
-use client::Client;
+use client::{Client, Failure};
 
 pub use config::{HttpConfig, HttpLimits, Retry};
 pub use server::{ServerConfig, serve};
@@ -127,10 +132,44 @@ impl Service {
         Ok(Self { config, client, permits, answers: Answers::by_connection(), next_id: AtomicU64::new(0) })
     }
 
-    fn ask<T: Said>(&self, question: Question) -> Result<Vec<Verdict<T>>, String> {
+    fn ask<T: Said>(&self, question: Question) -> Result<Vec<Verdict<T>>, Failure> {
         let (id, n_images) = (question.id, question.n_images);
         let answer = self.client.post(question)?;
-        self.answers.verdicts(&answer, id, n_images)
+        self.answers.verdicts(&answer, id, n_images).map_err(Failure::refused)
+    }
+
+    /// What one request brings for these rows, and whether it was refused as a whole.
+    fn together<T: Said>(&self, rows: &[(&Prompt, &RgbImage)]) -> (Vec<Verdict<T>>, bool) {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let mut refused = false;
+        let ask = |question| {
+            let answer = self.ask(question);
+            answer.map_err(|failure| {
+                refused = failure.refused;
+                format!("{}: {}", self.config.url, failure.message)
+            })
+        };
+        let verdicts = self.permits.lend(|()| Question::ask(rows, id, self.config.encoding, ask));
+        (verdicts, refused)
+    }
+
+    /// Likewise; what is refused together is asked about in halves, as long as one of two is accepted.
+    fn judge<T: Said>(&self, rows: &[(&Prompt, &RgbImage)]) -> Vec<Verdict<T>> {
+        let (mut verdicts, mut refused) = self.together(rows);
+        let mut doubtful = 0..rows.len();
+        while refused && doubtful.len() > 1 {
+            let middle = usize::midpoint(doubtful.start, doubtful.end);
+            let (first, second) = (doubtful.start..middle, middle..doubtful.end);
+            let (of_first, first_refused) = self.together(&rows[first.clone()]);
+            let (of_second, second_refused) = self.together(&rows[second.clone()]);
+            if first_refused && second_refused {
+                break;
+            }
+            verdicts.splice(doubtful, of_first.into_iter().chain(of_second));
+            refused = first_refused || second_refused;
+            doubtful = if first_refused { first } else { second };
+        }
+        verdicts
     }
 }
 
@@ -139,9 +178,7 @@ impl Asked for Service {
         let limits = &self.config.limits;
         let rows_per_question = limits.images_per_request.get();
         scatter(batch, &Plan { rows_per_question, n_at_once: limits.max_in_flight.get(), until }, |rows| {
-            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-            let ask = |question| self.ask(question).map_err(|message| format!("{}: {message}", self.config.url));
-            self.permits.lend(|()| Question::ask(rows, id, self.config.encoding, ask))
+            self.judge(rows)
         })
     }
 }
