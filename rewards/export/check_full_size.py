@@ -6,8 +6,7 @@
 `--weights`, `--hps`, `--arch` and `--seed` are those that MODEL was exported with. P12 and P13 were filled with
 `pip install --target FOLDER pillow==12.0.0` (13.0.0); HPSV2 is a checkout of github.com/tgxs002/HPSv2. Needs scikit-image for
 its photographs. Writes the pictures, the prompts, their text embeddings and, for each mode, the preprocessed pixels and the
-image embeddings, picture by picture, so that it may be stopped and
-gone on with at any time: what is there is compared.
+image embeddings, picture by picture, so that it may be stopped and gone on with at any time: what is there is compared.
 """
 import argparse
 import json
@@ -29,7 +28,7 @@ PHOTOS = ["astronaut", "cat", "coffee", "rocket", "colorwheel", "hubble_deep_fie
 
 
 def pictures(n, draw):
-    """Photographs whole and in crops of every shape, and drawn pictures with edges and noise; RGB."""
+    """Photographs whole and in crops of every shape, and drawn pictures with edges and noise, the last ones tall; RGB."""
     import skimage
 
     photos = []
@@ -41,8 +40,12 @@ def pictures(n, draw):
     for at in range(n):
         if at < len(photos):
             yield photos[at]
+        elif at >= n - n // 25:
+            # More than twice as high as wide, and shrinking: where the Pillows differ.
+            width = int(draw.integers(240, 400))
+            yield drawn(draw, int(draw.uniform(2.2, 3.5) * width), width)
         elif at % 4 == 0:
-            yield drawn(draw)
+            yield drawn(draw, *(int(edge) for edge in draw.integers(40, 1100, 2)))
         else:
             photo = photos[at % len(photos)]
             height, width = (int(draw.integers(20, edge + 1)) for edge in photo.shape[:2])
@@ -50,8 +53,7 @@ def pictures(n, draw):
             yield photo[top : top + height, left : left + width]
 
 
-def drawn(draw):
-    height, width = (int(edge) for edge in draw.integers(40, 1100, 2))
+def drawn(draw, height, width):
     pixels = np.broadcast_to(draw.integers(0, 256, 3, dtype=np.uint8), (height, width, 3)).copy()
     for _ in range(12):
         (top, bottom), (left, right) = (np.sort(draw.integers(0, edge, 2)) for edge in (height, width))
