@@ -57,6 +57,7 @@ fn hashed(path: &Path) -> std::io::Result<String> {
 }
 
 /// That no link leads from a file out of its folder.
+#[cfg(feature = "onnx")]
 pub(crate) fn check_inside(folder: &Path, file: &Path) -> std::io::Result<()> {
     match file.canonicalize()?.starts_with(folder.canonicalize()?) {
         true => Ok(()),

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+#[cfg(feature = "onnx")]
 pub(crate) use files::{check_inside, sha256_once};
 pub use files::{sampler_settings, sha256};
 
