@@ -3,6 +3,8 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test's helpers may fail the test")]
 
+mod asked;
+
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -11,11 +13,12 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use grpo::testing::check_reward;
-use grpo::{Prompt, Reward, RewardSet};
+use grpo::{Reward, RewardSet};
 use grpo_rewards::geneval::{Detection, Detector};
 use grpo_rewards::process::{ProcessConfig, ProcessDetector, ProcessLimits, ProcessReward};
-use image::{Rgb, RgbImage};
 use tempfile::TempDir;
+
+use asked::{N_ROWS, batch, check_failures, rows};
 
 /// Reads questions without the helper that is shipped, and does `kind` to the answer that holds a picture of red `bad`.
 const SPOILER: &str = r#"
@@ -71,20 +74,8 @@ while line := sys.stdin.buffer.readline():
     print(json.dumps(answer), flush=True)
 "#;
 
-const N_ROWS: usize = 6;
-
 fn expected(row: usize) -> f32 {
     10.0 * row as f32 * 0.375 - 3.0
-}
-
-/// Prompts and pictures whose first red is `10 * row`.
-fn rows(n_rows: usize) -> Vec<(Prompt, RgbImage)> {
-    let picture = |row| RgbImage::from_fn(9, 5, |x, y| Rgb([if x + y == 0 { 10 * row } else { 200 }, y as u8, 3]));
-    (0..n_rows as u8).map(|row| (Prompt::new(format!("prompt {row}")).with("row", row), picture(row))).collect()
-}
-
-fn batch(rows: &[(Prompt, RgbImage)]) -> Vec<(&Prompt, &RgbImage)> {
-    rows.iter().map(|(prompt, image)| (prompt, image)).collect()
 }
 
 /// A folder with a script of this text.
@@ -121,30 +112,13 @@ fn reward(script: &Path, arguments: &[&str], limits: ProcessLimits) -> ProcessRe
     ProcessReward::new(config(script, arguments, limits)).unwrap()
 }
 
-/// Exactly `failed` rows fail with `message`; every other score is right to the last bit.
-fn check_failures(reward: &ProcessReward, failed: &[usize], message: &str) {
-    let rows = rows(N_ROWS);
-    let each = reward.score_each(&batch(&rows));
-    assert_eq!(each.len(), N_ROWS);
-    for (row, verdict) in each.iter().enumerate() {
-        match (failed.contains(&row), verdict) {
-            (true, Err(error)) => assert!(error.to_string().contains(message), "row {row}: {error} lacks {message}"),
-            (false, Ok(score)) => assert_eq!(*score, expected(row), "row {row}"),
-            (_, verdict) => panic!("row {row}, where {failed:?} should fail with {message}: {verdict:?}"),
-        }
-    }
-    let error = reward.score_batch(&batch(&rows)).unwrap_err().to_string();
-    assert!(error.starts_with(&format!("row {}: ", failed[0])), "{error}");
-    assert!(error.contains(message), "{error} lacks {message}");
-}
-
 /// One kind of failure at the first, a middle and the last row.
 fn check_kind(kind: &str, message: &str, fails_alone: bool, limits: ProcessLimits) {
     let (_folder, script) = script(SPOILER);
     let check = |bad: usize| {
         let reward = reward(&script, &[kind, &(10 * bad).to_string()], limits);
         let failed = if fails_alone { vec![bad] } else { vec![bad / 2 * 2, bad / 2 * 2 + 1] };
-        check_failures(&reward, &failed, message);
+        check_failures(&reward, expected, &failed, message);
     };
     std::thread::scope(|scope| [0, 2, 5].into_iter().for_each(|bad| drop(scope.spawn(move || check(bad)))));
 }
@@ -189,7 +163,7 @@ fn a_program_that_never_answers_is_started_twice() {
     (limits.timeout_ms, limits.start_timeout_ms) = (20, 80);
     let reward = reward(&script, &[], limits);
     let told = "did not answer within 100 ms (raise start_timeout_ms); it was started again once";
-    check_failures(&reward, &[0, 1, 2, 3, 4, 5], told);
+    check_failures(&reward, expected, &[0, 1, 2, 3, 4, 5], told);
 }
 
 #[test]
@@ -228,7 +202,7 @@ fn an_answer_too_many_is_not_taken_for_the_next() {
 fn another_model_is_an_error_that_names_both() {
     let (_folder, script) = script(SPOILER);
     let reward = reward(&script, &["version", "40"], limits());
-    check_failures(&reward, &[4, 5], r#"was model "reds", version 1, and is now model "reds", version 2"#);
+    check_failures(&reward, expected, &[4, 5], r#"was model "reds", version 1, and is now model "reds", version 2"#);
 }
 
 #[test]

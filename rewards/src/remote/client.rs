@@ -46,29 +46,12 @@ struct Server {
 }
 
 /// Why a question has no answer.
-pub(super) struct Failure {
+pub(super) struct Fault {
     pub message: String,
-    /// Whether the server read the question and said no: of fewer pictures it may say something else.
-    pub refused: bool,
-}
-
-impl Failure {
-    pub(super) fn refused(message: String) -> Self {
-        Self { message, refused: true }
-    }
-
-    fn unheard(message: &str) -> Self {
-        Self { message: message.into(), refused: false }
-    }
-}
-
-/// An attempt that brought no answer.
-struct Fault {
-    message: String,
     /// Whether the same request may succeed later.
     passing: bool,
-    /// As [`Failure::refused`].
-    refused: bool,
+    /// Whether the server refused what it was asked: of fewer pictures it may say something else.
+    pub refused: bool,
 }
 
 impl Client {
@@ -90,15 +73,15 @@ impl Client {
     }
 
     /// The body of the answer. Waits as for a channel, so a thread of another runtime may ask.
-    pub(super) fn post(&self, question: Question) -> Result<Vec<u8>, Failure> {
-        let Some(runtime) = &self.runtime else { return Err(Failure::unheard("the connection is closed")) };
+    pub(super) fn post(&self, question: Question) -> Result<Vec<u8>, Fault> {
+        let Some(runtime) = &self.runtime else { return Err(Fault::lasting("the connection is closed")) };
         let (tell, told) = sync_channel(1);
         let server = Arc::clone(&self.server);
         runtime.spawn(async move {
             // The other side waits below, unless its thread is gone.
             let _ = tell.send(server.post(question).await);
         });
-        told.recv().unwrap_or_else(|_| Err(Failure::unheard("the request was dropped before its answer")))
+        told.recv().unwrap_or_else(|_| Err(Fault::lasting("the request was dropped before its answer")))
     }
 }
 
@@ -135,7 +118,7 @@ fn plain_connector() -> HttpConnector {
 }
 
 impl Server {
-    async fn post(&self, question: Question) -> Result<Vec<u8>, Failure> {
+    async fn post(&self, question: Question) -> Result<Vec<u8>, Fault> {
         // The waits are drawn from the question itself: no clock decides them, and two ranks do not wait in step.
         let header = question.body.split(|&byte| byte == b'\n').next().unwrap_or_default();
         let waits = Seed::new(0).named(&String::from_utf8_lossy(header));
@@ -144,18 +127,17 @@ impl Server {
         let timeout = Duration::from_millis(self.config.limits.timeout_ms);
         let mut attempt = 0;
         loop {
-            let Fault { message, passing, refused } =
-                match tokio::time::timeout(timeout, self.attempt(body.clone())).await {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(fault)) => fault,
-                    Err(_) => Fault::passing(format!("no answer within {} ms (raise timeout_ms)", timeout.as_millis())),
-                };
-            if !passing {
-                return Err(Failure { message, refused });
+            let mut fault = match tokio::time::timeout(timeout, self.attempt(body.clone())).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(fault)) => fault,
+                Err(_) => Fault::passing(format!("no answer within {} ms (raise timeout_ms)", timeout.as_millis())),
+            };
+            if !fault.passing {
+                return Err(fault);
             }
             if attempt == retry.times {
-                let message = format!("{message}; gave up after {} attempts", u64::from(attempt) + 1);
-                return Err(Failure { message, refused });
+                fault.message += &format!("; gave up after {} attempts", u64::from(attempt) + 1);
+                return Err(fault);
             }
             tokio::time::sleep(wait(retry.first_wait_ms, attempt, waits.fold(u64::from(attempt)).uniform())).await;
             attempt += 1;
@@ -182,8 +164,7 @@ impl Server {
         match Limited::new(response.into_body(), limit).collect().await {
             Ok(body) => Ok(body.to_bytes().into()),
             Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-                let message = format!("its answer has more than {limit} bytes (max_response_bytes)");
-                Err(Fault { message, passing: false, refused: true })
+                Err(Fault::refused(format!("its answer has more than {limit} bytes (max_response_bytes)")))
             }
             Err(error) => Err(Fault::passing(format!("its answer broke off: {}", with_causes(error.as_ref())))),
         }
@@ -201,7 +182,9 @@ async fn refusal(response: Response<Incoming>) -> Fault {
     let said = body.map_or(String::new(), |body| excerpt(&body.to_bytes()));
     let message = if said.is_empty() { format!("status {status}") } else { format!("status {status}: {said}") };
     let later = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status);
-    Fault { message, passing: status.is_server_error() || later, refused: true }
+    // A server with too much to do is not helped by more requests.
+    let busy = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status);
+    Fault { message, passing: status.is_server_error() || later, refused: !busy }
 }
 
 impl Fault {
@@ -209,8 +192,12 @@ impl Fault {
         Self { message, passing: true, refused: false }
     }
 
-    fn lasting(message: String) -> Self {
-        Self { message, passing: false, refused: false }
+    fn lasting(message: impl Into<String>) -> Self {
+        Self { message: message.into(), passing: false, refused: false }
+    }
+
+    pub(super) fn refused(message: String) -> Self {
+        Self { message, passing: false, refused: true }
     }
 }
 

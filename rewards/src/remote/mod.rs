@@ -16,9 +16,9 @@
 //! | what goes wrong | what is done | whose samples fail |
 //! |---|---|---|
 //! | a score is `null`, `NaN` or no number; a text in `errors` | nothing more | its own |
-//! | no connection, a broken one, no answer within `timeout_ms` | asked again, `retry.times` times, each wait twice the former | the request's |
+//! | no connection, a broken one, no answer within `timeout_ms`; status 429 or 503 | asked again, `retry.times` times, each wait twice the former | the request's |
 //! | a redirect | not asked again | the request's |
-//! | status 408, 429 or 5xx | asked again likewise, and then in halves | those it fails on |
+//! | status 408 or another 5xx | asked again likewise, and then in halves | those it fails on |
 //! | another status; an answer too long or not of the protocol; another count of scores; another `model` or `version` than in the first answer | asked in halves | those it fails on |
 //! | a picture that cannot be encoded | it is not sent | its own |
 //!
@@ -46,7 +46,7 @@ use image::RgbImage;
 
 use crate::exchange::{Answers, Asked, Plan, Pool, Question, Said, Until, Verdict, scatter};
 use crate::geneval::{Detection, Detector};
-use client::{Client, Failure};
+use client::{Client, Fault};
 
 pub use config::{HttpConfig, HttpLimits, Retry};
 pub use server::{ServerConfig, serve};
@@ -132,10 +132,10 @@ impl Service {
         Ok(Self { config, client, permits, answers: Answers::by_connection(), next_id: AtomicU64::new(0) })
     }
 
-    fn ask<T: Said>(&self, question: Question) -> Result<Vec<Verdict<T>>, Failure> {
+    fn ask<T: Said>(&self, question: Question) -> Result<Vec<Verdict<T>>, Fault> {
         let (id, n_images) = (question.id, question.n_images);
         let answer = self.client.post(question)?;
-        self.answers.verdicts(&answer, id, n_images).map_err(Failure::refused)
+        self.answers.verdicts(&answer, id, n_images).map_err(Fault::refused)
     }
 
     /// What one request brings for these rows, and whether it was refused as a whole.
@@ -143,10 +143,9 @@ impl Service {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut refused = false;
         let ask = |question| {
-            let answer = self.ask(question);
-            answer.map_err(|failure| {
-                refused = failure.refused;
-                format!("{}: {}", self.config.url, failure.message)
+            self.ask(question).map_err(|fault| {
+                refused = fault.refused;
+                format!("{}: {}", self.config.url, fault.message)
             })
         };
         let verdicts = self.permits.lend(|()| Question::ask(rows, id, self.config.encoding, ask));

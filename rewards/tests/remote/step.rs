@@ -1,11 +1,6 @@
 //! A step of groups judged over HTTP by a server that fails on one of its samples: the run's rule holds, and the other
 //! samples have the advantages of groups without it.
 
-#![cfg(feature = "http")]
-#![expect(clippy::unwrap_used, reason = "a test's helpers may fail the test")]
-
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 
 use grpo::testing::ToyPolicy;
@@ -15,7 +10,9 @@ use grpo::{
 };
 use grpo_rewards::remote::{HttpConfig, HttpReward};
 use image::{Rgb, RgbImage};
-use serde_json::{Value, json};
+use serde_json::json;
+
+use crate::wire::{Reply, server};
 
 const N_PROMPTS: usize = 3;
 const SIZE: usize = 5;
@@ -50,6 +47,7 @@ fn red_of(prompt: usize, draw: usize) -> u8 {
     (16 * prompt + draw + 1) as u8
 }
 
+/// In no order of the samples.
 fn score_of(red: u8) -> f32 {
     (f32::from(red) * 1.7).sin()
 }
@@ -63,45 +61,20 @@ enum Fault {
     Status500,
 }
 
-/// The red of the only picture in a question.
-fn read_question(stream: &TcpStream) -> Option<u8> {
-    let mut reader = BufReader::new(stream);
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head).ok()? == 0 {
-            return None;
-        }
-    }
-    let length = head.to_lowercase().split("content-length: ").nth(1)?.split("\r\n").next()?.parse().ok()?;
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    let line = body.iter().position(|byte| *byte == b'\n')?;
-    Some(image::load_from_memory(&body[line + 1..]).ok()?.to_rgb8().get_pixel(0, 0)[0])
-}
-
 /// Judges one picture a request, and fails on the picture of this red.
-fn server(fault: Fault, marked: u8) -> HttpReward {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut config = HttpConfig::new("far", format!("http://{}/score", listener.local_addr().unwrap()));
-    let answer = move |mut stream: TcpStream| -> Option<()> {
-        let red = read_question(&stream)?;
-        let bad = red == marked;
-        let scores = |score: Value| ("200 OK", json!({ "scores": [score] }).to_string());
-        let (status, body) = match fault {
-            _ if !bad => scores(json!(score_of(red))),
-            Fault::NotANumber => ("200 OK", r#"{"scores": [NaN]}"#.into()),
-            Fault::Exception => ("200 OK", r#"{"scores": [0], "errors": ["ValueError: no face"]}"#.into()),
-            Fault::ShortAnswer => ("200 OK", r#"{"scores": []}"#.into()),
-            Fault::Status500 => ("500 Internal Server Error", "out of memory".into()),
-            Fault::TimeOut => return stream.read(&mut [0]).ok().map(drop),
-        };
-        write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).ok()
-    };
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || answer(stream));
+fn reward(fault: Fault, marked: u8) -> HttpReward {
+    let url = server(move |asked, _| {
+        let red = asked.reds[0];
+        match fault {
+            _ if red != marked => Reply::ok(&json!({ "scores": [score_of(red)] })),
+            Fault::NotANumber => Reply::status("200 OK", r#"{"scores": [NaN]}"#),
+            Fault::Exception => Reply::ok(&json!({ "scores": [0], "errors": ["ValueError: no face"] })),
+            Fault::ShortAnswer => Reply::ok(&json!({ "scores": [] })),
+            Fault::Status500 => Reply::status("500 Internal Server Error", "out of memory"),
+            Fault::TimeOut => Reply::Hang,
         }
     });
+    let mut config = HttpConfig::new("far", url);
     config.limits.images_per_request = NonZeroUsize::MIN;
     config.limits.timeout_ms = if fault == Fault::TimeOut { 3000 } else { 60_000 };
     config.retry.times = 0;
@@ -122,7 +95,7 @@ fn groups(reward: HttpReward, failed: FailedScores, overlapped: bool) -> grpo::R
 
 /// One fault on one sample, under either rule.
 fn check(fault: Fault, [prompt, draw]: [usize; 2], said: &str) {
-    let far = || server(fault, red_of(prompt, draw));
+    let far = || reward(fault, red_of(prompt, draw));
     let error = groups(far(), FailedScores::Error, false).err().unwrap().to_string();
     assert!(error.starts_with("reward `far`: ") && error.contains(said), "{fault:?}: {error}");
     for overlapped in [false, true] {
