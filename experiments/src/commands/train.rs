@@ -57,7 +57,13 @@ impl Train {
         rewards().try_for_each(RewardSource::check).map_err(Failure::user)?;
         let asked = rewards().flat_map(RewardSource::scorers).collect();
         scorers.check_all_asked(&asked, "name it as rewards = [{ given = { name = \"NAME\" } }]")?;
-        let (trainer, prompt_tokens) = self.trainer(&file, &scorers)?;
+        let prompts = self.prompts()?;
+        let judges = Judges::new(
+            [&file.rewards, &file.held_out.rewards],
+            &scorers.origins()?,
+            [&prompts.trained, &prompts.held_out],
+        )?;
+        let (trainer, prompt_tokens) = self.trainer(&file, &scorers, prompts)?;
         if self.dry_run {
             return print(&plan::describe(trainer.policy(), &file, prompt_tokens));
         }
@@ -65,15 +71,14 @@ impl Train {
             true => RunFolder::open(self.out.join(&file.name).join(file.seed.to_string()))?,
             false => RunFolder::create(&self.out, &file.name, file.seed)?,
         };
-        self.judges(&file, &scorers)?.check_or_write(&run, self.resume)?;
+        judges.check_or_write(&run, self.resume)?;
         let mut trainer = trainer.record_in(&run, &resolved)?;
         trainer.run()?;
         finish(&run, trainer.policy())
     }
 
     /// The trainer, and the tokens of its longest prompt.
-    fn trainer(&self, file: &TrainFile, scorers: &Scorers) -> Outcome<(Trainer<SimpleAr>, usize)> {
-        let (prompts, held_out) = self.prompts()?;
+    fn trainer(&self, file: &TrainFile, scorers: &Scorers, prompts: Prompts) -> Outcome<(Trainer<SimpleAr>, usize)> {
         let device = parts::device(&self.policy.device)?;
         let policy = parts::policy(file.policy, self.policy.policy.as_deref(), &device)?.with_law(file.law.clone())?;
         let policy = match &file.lora {
@@ -88,27 +93,26 @@ impl Train {
         };
         let config = file.train_config();
         let rollout = parts::rollout(scorers.rewards(&file.rewards)?, &config);
-        let prompt_tokens = plan::longest_prompt(&policy, &prompts)?;
-        let trainer = Trainer::new(config, policy, reference, rollout, prompts)?;
+        let prompt_tokens = plan::longest_prompt(&policy, &prompts.trained)?;
+        let trainer = Trainer::new(config, policy, reference, rollout, prompts.trained)?;
         if file.held_out.rewards.is_empty() {
             return Ok((trainer, prompt_tokens));
         }
         let watched = scorers.rewards(&file.held_out.rewards)?;
-        Ok((trainer.hold_out(held_out, watched, file.held_out.samples_per_prompt), prompt_tokens))
+        Ok((trainer.hold_out(prompts.held_out, watched, file.held_out.samples_per_prompt), prompt_tokens))
     }
 
-    /// What decides the rewards of this run.
-    fn judges(&self, file: &TrainFile, scorers: &Scorers) -> Outcome<Judges> {
-        let (prompts, held_out) = self.prompts()?;
-        Judges::new([&file.rewards, &file.held_out.rewards], &scorers.origins()?, [&prompts, &held_out])
-    }
-
-    /// Prompts for training and those held out.
-    fn prompts(&self) -> Outcome<(Vec<Prompt>, Vec<Prompt>)> {
+    fn prompts(&self) -> Outcome<Prompts> {
         let (shapes, shapes_held_out) = parts::shapes_prompts()?;
         let read = |file: &Option<PathBuf>, shapes| file.as_ref().map_or(Ok(shapes), |path| prompts::read(path));
-        Ok((read(&self.prompts, shapes)?, read(&self.held_out_prompts, shapes_held_out)?))
+        Ok(Prompts { trained: read(&self.prompts, shapes)?, held_out: read(&self.held_out_prompts, shapes_held_out)? })
     }
+}
+
+/// Prompts to train on and those held out.
+struct Prompts {
+    trained: Vec<Prompt>,
+    held_out: Vec<Prompt>,
 }
 
 /// Saves the trained policy and the pictures, and says where everything is.
