@@ -2,15 +2,21 @@
 //!
 //! An element depends on its own row and column alone: never on how many rows are multiplied together, on
 //! the tile it falls in or on the number of threads. Sampling rests on this, for a row of a batch must get
-//! the same bits whatever its neighbours (`gemm`, which training uses, takes other paths for few rows).
+//! the same bits whatever its neighbours (`gemm` takes other paths for few rows).
 //!
-//! The right operand is repacked into panels of two vectors' width, so the inner loop loads each of its
-//! vectors once for all rows of a tile. Vector width is chosen at run time by `pulp`, without `unsafe`.
+//! Both operands are repacked so that the inner loop reads straight on: the right one into panels of two vectors'
+//! width, the left one into tiles of up to fourteen rows. On AVX-512 a tile's sums then fill 28 of the 32 registers,
+//! and the loop runs at the multiply-adds' own speed (measured on a Zen 4: 105 to 117 of 113 to 118 GFLOP/s a core, with
+//! `gemm` 0.19 at 95 to 105). Vector width is chosen at run time by `pulp`, without `unsafe`.
+
+use std::cell::Cell;
 
 use pulp::{Arch, Simd, WithSimd};
 
 /// Vectors side by side in a tile.
 const VECTORS: usize = 2;
+/// Steps of the depth that are packed together: their lines stay in the first cache.
+const PACKED_DEPTH: usize = 32;
 /// Bytes of a cache line; panels start on one, since a vector load across two lines costs double.
 const LINE: usize = 64;
 
@@ -32,12 +38,8 @@ impl Panels {
         if k == 0 {
             return panels;
         }
-        for (row, values) in weight.chunks_exact(k).take(n).enumerate() {
-            let column = row % width;
-            let panel = panels.panel_mut(row / width);
-            for (slot, value) in panel.iter_mut().skip(column).step_by(width).zip(values) {
-                *slot = *value;
-            }
+        for (index, rows) in weight[..n * k].chunks(width * k).enumerate() {
+            Rows { data: rows, stride: k, depth: k, n: rows.len() / k }.interleave(width, panels.panel_mut(index));
         }
         panels
     }
@@ -109,6 +111,45 @@ impl Left<'_> {
             Self::Rows { rows, .. } | Self::Columns { rows, .. } => *rows,
         }
     }
+
+    /// Lays rows from `first` on side by side, `[depth, height]`, as many as `tile` holds.
+    #[inline(always)]
+    fn pack(&self, first: usize, depth: usize, tile: &mut [f32]) {
+        let height = tile.len() / depth;
+        match *self {
+            Self::Rows { data, stride, .. } => {
+                Rows { data: &data[first * stride..], stride, depth, n: height }.interleave(height, tile);
+            }
+            Self::Columns { data, stride, .. } => {
+                for (p, line) in tile.chunks_exact_mut(height).enumerate() {
+                    line.copy_from_slice(&data[p * stride + first..][..height]);
+                }
+            }
+        }
+    }
+}
+
+/// Rows of `depth` numbers, each `stride` after the last.
+struct Rows<'a> {
+    data: &'a [f32],
+    stride: usize,
+    depth: usize,
+    n: usize,
+}
+
+impl Rows<'_> {
+    /// Lays them side by side, `[depth, width]`, where there are at most `width` of them.
+    #[inline(always)]
+    fn interleave(&self, width: usize, out: &mut [f32]) {
+        for first in (0..self.depth).step_by(PACKED_DEPTH) {
+            let depth = PACKED_DEPTH.min(self.depth - first);
+            let lines = &mut out[first * width..(first + depth) * width];
+            for row in 0..self.n {
+                let values = &self.data[row * self.stride + first..][..depth];
+                lines[row..].iter_mut().step_by(width).zip(values).for_each(|(slot, value)| *slot = *value);
+            }
+        }
+    }
 }
 
 /// `out += left · right` over the first `depth` terms and the first `columns` columns.
@@ -141,42 +182,67 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // Sixteen sums fill half of the 32 registers of AVX-512; twelve fit the 16 of AVX2.
-        if S::F32_LANES >= 16 { self.tiles::<S, 8>(simd) } else { self.tiles::<S, 6>(simd) }
+        // A tile's sums, a line of the panel and a factor fit the 32 registers of AVX-512, and the 16 of AVX2.
+        let most = if S::F32_LANES >= 16 { 14 } else { 6 };
+        // Taken and not borrowed: a closure would not be compiled for the wide vectors.
+        let mut tiles = TILES.take();
+        self.tiles(simd, most, &mut tiles);
+        TILES.set(tiles);
     }
 }
 
+thread_local! {
+    /// The left operand of the product that this thread is about, tile by tile.
+    static TILES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
 impl Product<'_> {
+    /// Packs the left operand, then lets every panel meet every tile, so that a panel comes from memory once.
     #[inline(always)]
-    fn tiles<S: Simd, const R: usize>(mut self, simd: S) {
-        let rows = self.left.rows();
+    fn tiles<S: Simd>(mut self, simd: S, most: usize, tiles: &mut Vec<f32>) {
+        let (rows, depth) = (self.left.rows(), self.depth);
+        if rows == 0 || depth == 0 {
+            return;
+        }
+        let height = rows.div_ceil(rows.div_ceil(most));
+        tiles.resize(tiles.len().max(rows * depth), 0.0);
+        let tiles = &mut tiles[..rows * depth];
+        for (index, tile) in tiles.chunks_mut(height * depth).enumerate() {
+            self.left.pack(index * height, depth, tile);
+        }
         for panel in 0..self.columns.div_ceil(self.right.width) {
-            let mut row = 0;
-            while row + R <= rows {
-                self.tile::<S, R>(simd, panel, row);
-                row += R;
-            }
-            match rows - row {
-                7 => self.tile::<S, 7>(simd, panel, row),
-                6 => self.tile::<S, 6>(simd, panel, row),
-                5 => self.tile::<S, 5>(simd, panel, row),
-                4 => self.tile::<S, 4>(simd, panel, row),
-                3 => self.tile::<S, 3>(simd, panel, row),
-                2 => self.tile::<S, 2>(simd, panel, row),
-                1 => self.tile::<S, 1>(simd, panel, row),
-                _ => {}
+            for (index, tile) in tiles.chunks(height * depth).enumerate() {
+                self.any_tile(simd, panel, (index * height, tile));
             }
         }
     }
 
+    /// A panel times a tile whose first row and packed numbers are given.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize>(&mut self, simd: S, panel: usize, row: usize) {
+    fn any_tile<S: Simd>(&mut self, simd: S, panel: usize, tile: (usize, &[f32])) {
+        match tile.1.len() / self.depth {
+            14 => self.tile::<S, 14>(simd, panel, tile),
+            13 => self.tile::<S, 13>(simd, panel, tile),
+            12 => self.tile::<S, 12>(simd, panel, tile),
+            11 => self.tile::<S, 11>(simd, panel, tile),
+            10 => self.tile::<S, 10>(simd, panel, tile),
+            9 => self.tile::<S, 9>(simd, panel, tile),
+            8 => self.tile::<S, 8>(simd, panel, tile),
+            7 => self.tile::<S, 7>(simd, panel, tile),
+            6 => self.tile::<S, 6>(simd, panel, tile),
+            5 => self.tile::<S, 5>(simd, panel, tile),
+            4 => self.tile::<S, 4>(simd, panel, tile),
+            3 => self.tile::<S, 3>(simd, panel, tile),
+            2 => self.tile::<S, 2>(simd, panel, tile),
+            _ => self.tile::<S, 1>(simd, panel, tile),
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize>(&mut self, simd: S, panel: usize, (row, tile): (usize, &[f32])) {
         let width = self.right.width;
         let lines = &S::as_simd_f32s(self.right.panel(panel)).0.as_chunks::<VECTORS>().0[..self.depth];
-        let sums = match self.left {
-            Left::Rows { data, stride, .. } => row_sums::<S, R>(simd, &data[row * stride..], stride, lines),
-            Left::Columns { data, stride, .. } => column_sums::<S, R>(simd, &data[row..], stride, lines),
-        };
+        let sums = sums::<S, R>(simd, tile.as_chunks::<R>().0, lines);
         let first = panel * width;
         let columns = width.min(self.columns - first);
         for (r, sum) in sums.iter().enumerate() {
@@ -202,43 +268,13 @@ fn add_part<S: Simd>(simd: S, out: &mut [f32], sum: &[S::f32s; VECTORS]) {
 }
 
 #[inline(always)]
-fn row_sums<S: Simd, const R: usize>(
-    simd: S,
-    data: &[f32],
-    stride: usize,
-    lines: &[[S::f32s; VECTORS]],
-) -> [[S::f32s; VECTORS]; R] {
-    let depth = lines.len();
-    let mut rows: [&[f32]; R] = [&[]; R];
-    for (r, row) in rows.iter_mut().enumerate() {
-        *row = &data[r * stride..][..depth];
-    }
+fn sums<S: Simd, const R: usize>(simd: S, tile: &[[f32; R]], lines: &[[S::f32s; VECTORS]]) -> [[S::f32s; VECTORS]; R] {
     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; R];
-    for p in 0..depth {
-        let [first, second] = lines[p];
-        for r in 0..R {
-            let scalar = simd.splat_f32s(rows[r][p]);
-            sums[r][0] = simd.mul_add_f32s(scalar, first, sums[r][0]);
-            sums[r][1] = simd.mul_add_f32s(scalar, second, sums[r][1]);
-        }
-    }
-    sums
-}
-
-#[inline(always)]
-fn column_sums<S: Simd, const R: usize>(
-    simd: S,
-    data: &[f32],
-    stride: usize,
-    lines: &[[S::f32s; VECTORS]],
-) -> [[S::f32s; VECTORS]; R] {
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; R];
-    for (p, [first, second]) in lines.iter().enumerate() {
-        let column = &data[p * stride..][..R];
-        for r in 0..R {
-            let scalar = simd.splat_f32s(column[r]);
-            sums[r][0] = simd.mul_add_f32s(scalar, *first, sums[r][0]);
-            sums[r][1] = simd.mul_add_f32s(scalar, *second, sums[r][1]);
+    for (factors, [first, second]) in tile.iter().zip(lines) {
+        for (sum, factor) in sums.iter_mut().zip(factors) {
+            let factor = simd.splat_f32s(*factor);
+            sum[0] = simd.mul_add_f32s(factor, *first, sum[0]);
+            sum[1] = simd.mul_add_f32s(factor, *second, sum[1]);
         }
     }
     sums
