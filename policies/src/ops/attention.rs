@@ -51,7 +51,7 @@ impl Attention {
         }
     }
 
-    fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
@@ -275,12 +275,6 @@ struct HostAttention {
 }
 
 impl HostAttention {
-    /// Rows and key-value heads: the units of work.
-    fn tasks(&self) -> Vec<(usize, usize)> {
-        let kv_heads = self.plan.kv_heads;
-        (0..self.plan.lengths.len()).flat_map(|row| (0..kv_heads).map(move |kv| (row, kv))).collect()
-    }
-
     fn log_sums(&self) -> Result<&Vec<Vec<f32>>> {
         match self.log_sums.get() {
             Some(log_sums) => Ok(log_sums),
@@ -295,76 +289,99 @@ impl CustomOp1 for HostAttention {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let qkv = operand(storage, layout)?;
-        let plan = &self.plan;
         let (rows, length, _) = layout.shape().dims3()?;
-        let (d, group, out_width) = (plan.head_dim, plan.group(), plan.heads * plan.head_dim);
-        let parts: Vec<(Vec<f32>, Vec<f32>)> = self
-            .tasks()
-            .into_par_iter()
-            .map(|(row, kv)| plan.forward_group(plan.projected(qkv, length, row), kv))
-            .collect();
+        let out_width = self.plan.heads * self.plan.head_dim;
         let mut out = vec![0.0; rows * length * out_width];
-        for (row, parts) in parts.chunks_exact(plan.kv_heads).enumerate() {
-            let out = &mut out[row * length * out_width..][..length * out_width];
-            for (head, values) in parts.iter().flat_map(|(values, _)| heads(values, group)).enumerate() {
-                scatter(values, out, out_width, head * d, d);
-            }
-        }
-        let log_sums = parts
-            .chunks_exact(plan.kv_heads)
-            .map(|parts| parts.iter().flat_map(|(_, log_sums)| log_sums).copied().collect());
+        let log_sums = self.plan.attend(operand(storage, layout)?, &starts(rows, length), &mut out);
         // A second forward pass of the same operation would give the same numbers.
-        let _ = self.log_sums.set(log_sums.collect());
+        let _ = self.log_sums.set(log_sums);
         stored(out, (rows, length, out_width))
     }
 
     fn bwd(&self, qkv: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let plan = &self.plan;
         let grad = grad.contiguous()?;
         let (qkv_host, out_host, grad_host) = (host(qkv)?, host(out)?, host(&grad)?);
-        let (qkv_all, out_all, grad_all) = (qkv_host.values()?, out_host.values()?, grad_host.values()?);
-        let log_sums = self.log_sums()?;
-        let (_, length, width) = qkv.dims3()?;
-        let (d, group, out_width) = (plan.head_dim, plan.group(), plan.heads * plan.head_dim);
-        let parts: Vec<GroupGradient> = self
-            .tasks()
-            .into_par_iter()
-            .map(|(row, kv)| {
-                let image_start = plan.image_starts[row];
-                let row = Row {
-                    projected: plan.projected(qkv_all, length, row),
-                    out: &out_all[row * length * out_width..][..length * out_width],
-                    grad: &grad_all[row * length * out_width..][..length * out_width],
-                    log_sums: &log_sums[row],
-                    out_width,
-                };
-                let mut to = plan.backward_group(&row, kv);
-                vector::vectorised(|| {
-                    heads_mut(&mut to.q, group).for_each(|head| plan.unrotate(head, image_start));
-                    plan.unrotate(&mut to.k, image_start);
-                });
-                to
-            })
-            .collect();
-        let mut to_qkv = vec![0.0; qkv_all.len()];
-        for (row, parts) in parts.chunks_exact(plan.kv_heads).enumerate() {
-            let to = &mut to_qkv[row * length * width..][..length * width];
+        let (rows, length, _) = qkv.dims3()?;
+        let qkv_values = qkv_host.values()?;
+        let attended = Attended { qkv: qkv_values, out: out_host.values()?, log_sums: self.log_sums()? };
+        let mut to_qkv = vec![0.0; qkv_values.len()];
+        self.plan.unattend(&attended, grad_host.values()?, &starts(rows, length), &mut to_qkv);
+        Ok(Some(tensor(to_qkv, qkv.shape())?))
+    }
+}
+
+/// Where rows of one length begin.
+fn starts(rows: usize, length: usize) -> Vec<usize> {
+    (0..rows).map(|row| row * length).collect()
+}
+
+/// What the forward pass read and made of a batch.
+pub(crate) struct Attended<'a> {
+    /// `[tokens, (h + 2 kv) · d]`.
+    pub(crate) qkv: &'a [f32],
+    /// `[tokens, h · d]`.
+    pub(crate) out: &'a [f32],
+    /// Log-sum-exps of each row, `[h · n]`.
+    pub(crate) log_sums: &'a [Vec<f32>],
+}
+
+impl Attention {
+    /// The forward pass over rows of `qkv`, `[tokens, (h + 2 kv) · d]`, that begin at the tokens `starts`: fills `out`,
+    /// `[tokens, h · d]`, at real positions, and gives the log-sum-exps of each row.
+    pub(crate) fn attend(&self, qkv: &[f32], starts: &[usize], out: &mut [f32]) -> Vec<Vec<f32>> {
+        let (d, group, out_width) = (self.head_dim, self.group(), self.heads * self.head_dim);
+        let tasks = self.tasks().into_par_iter();
+        let parts: Vec<(Vec<f32>, Vec<f32>)> =
+            tasks.map(|(row, kv)| self.forward_group(self.projected(qkv, starts[row], row), kv)).collect();
+        for (start, parts) in starts.iter().zip(parts.chunks_exact(self.kv_heads)) {
+            let out = &mut out[start * out_width..];
+            for (head, values) in parts.iter().flat_map(|(values, _)| heads(values, group)).enumerate() {
+                scatter(values, out, out_width, head * d, d);
+            }
+        }
+        let of_row = |parts: &[(Vec<f32>, Vec<f32>)]| parts.iter().flat_map(|(_, sums)| sums).copied().collect();
+        parts.chunks_exact(self.kv_heads).map(of_row).collect()
+    }
+
+    /// The backward pass: fills `to_qkv`, laid out as `qkv`, at real positions, given the gradient by the output.
+    pub(crate) fn unattend(&self, attended: &Attended<'_>, grad: &[f32], starts: &[usize], to_qkv: &mut [f32]) {
+        let (d, group, width, out_width) = (self.head_dim, self.group(), self.width(), self.heads * self.head_dim);
+        let of_task = |(row, kv): (usize, usize)| {
+            let start = starts[row] * out_width;
+            let row = Row {
+                projected: self.projected(attended.qkv, starts[row], row),
+                out: &attended.out[start..],
+                grad: &grad[start..],
+                log_sums: &attended.log_sums[row],
+                out_width,
+            };
+            let mut to = self.backward_group(&row, kv);
+            vector::vectorised(|| {
+                heads_mut(&mut to.q, group).for_each(|head| self.unrotate(head, row.projected.image_start));
+                self.unrotate(&mut to.k, row.projected.image_start);
+            });
+            to
+        };
+        let parts: Vec<GroupGradient> = self.tasks().into_par_iter().map(of_task).collect();
+        for (start, parts) in starts.iter().zip(parts.chunks_exact(self.kv_heads)) {
+            let to = &mut to_qkv[start * width..];
             let queries = parts.iter().flat_map(|part| heads(&part.q, group));
             let all = queries.chain(parts.iter().map(|part| &part.k[..])).chain(parts.iter().map(|part| &part.v[..]));
             for (head, values) in all.enumerate() {
                 scatter(values, to, width, head * d, d);
             }
         }
-        Ok(Some(tensor(to_qkv, qkv.shape())?))
     }
-}
 
-impl Attention {
-    /// One row of a batch of rows of `length` positions.
-    fn projected<'a>(&self, qkv: &'a [f32], length: usize, row: usize) -> Projected<'a> {
-        let size = length * self.width();
-        Projected { qkv: &qkv[row * size..][..size], n: self.lengths[row], image_start: self.image_starts[row] }
+    /// Rows and key-value heads: the units of work.
+    fn tasks(&self) -> Vec<(usize, usize)> {
+        (0..self.lengths.len()).flat_map(|row| (0..self.kv_heads).map(move |kv| (row, kv))).collect()
+    }
+
+    /// One row of a batch, whose first token is `start`.
+    fn projected<'a>(&self, qkv: &'a [f32], start: usize, row: usize) -> Projected<'a> {
+        let (width, n) = (self.width(), self.lengths[row]);
+        Projected { qkv: &qkv[start * width..][..n * width], n, image_start: self.image_starts[row] }
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@
 use std::cell::Cell;
 
 use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 
 /// Vectors side by side in a tile.
 const VECTORS: usize = 2;
@@ -20,8 +21,11 @@ const PACKED_DEPTH: usize = 32;
 /// Bytes of a cache line; panels start on one, since a vector load across two lines costs double.
 const LINE: usize = 64;
 
-/// A right operand `[k, n]`, cut into panels `[k, width]` and padded with zeros.
-#[derive(Clone, Debug)]
+/// Numbers of a right operand from which on several threads pack it.
+const SHARED_PACKING: usize = 1 << 16;
+
+/// A right operand `[k, n]`, cut into panels `[k, width]`; what fills up the last one means nothing.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Panels {
     data: Vec<f32>,
     start: usize,
@@ -33,41 +37,62 @@ pub(crate) struct Panels {
 impl Panels {
     /// Packs the transpose of the rows of `weight`, `[n, k]`: products are then `x · weightᵀ`.
     pub(crate) fn of_rows(weight: &[f32], n: usize, k: usize) -> Self {
-        let mut panels = Self::zeros(n, k);
-        let width = panels.width;
-        if k == 0 {
-            return panels;
-        }
-        for (index, rows) in weight[..n * k].chunks(width * k).enumerate() {
-            Rows { data: rows, stride: k, depth: k, n: rows.len() / k }.interleave(width, panels.panel_mut(index));
-        }
+        let mut panels = Self::default();
+        panels.pack_rows(weight, n, k);
         panels
     }
 
     /// Packs `matrix`, `[k, n]`, as it is: products are then `x · matrix`.
     pub(crate) fn of_matrix(matrix: &[f32], k: usize, n: usize) -> Self {
-        let mut panels = Self::zeros(n, k);
-        let width = panels.width;
-        if n == 0 {
-            return panels;
-        }
-        for panel in 0..n.div_ceil(width) {
-            let columns = panel * width..((panel + 1) * width).min(n);
-            let packed = panels.panel_mut(panel);
-            for (line, row) in packed.chunks_exact_mut(width).zip(matrix.chunks_exact(n)) {
-                line[..columns.len()].copy_from_slice(&row[columns.clone()]);
-            }
-        }
+        let mut panels = Self::default();
+        panels.pack_matrix(matrix, k, n);
         panels
     }
 
-    fn zeros(n: usize, k: usize) -> Self {
+    /// [`Panels::of_rows`] into the memory there is.
+    pub(crate) fn pack_rows(&mut self, weight: &[f32], n: usize, k: usize) {
+        let width = self.reserve(n, k);
+        self.fill(|panel, packed| {
+            let n = width.min(n - panel * width);
+            Rows { data: &weight[panel * width * k..], stride: k, depth: k, n }.interleave(width, packed);
+        });
+    }
+
+    /// [`Panels::of_matrix`] into the memory there is.
+    pub(crate) fn pack_matrix(&mut self, matrix: &[f32], k: usize, n: usize) {
+        let width = self.reserve(n, k);
+        self.fill(|panel, packed| {
+            let columns = panel * width..((panel + 1) * width).min(n);
+            for (line, row) in packed.chunks_exact_mut(width).zip(matrix.chunks_exact(n)) {
+                line[..columns.len()].copy_from_slice(&row[columns.clone()]);
+            }
+        });
+    }
+
+    /// Makes room for `[k, n]`; gives the width of a panel.
+    fn reserve(&mut self, n: usize, k: usize) -> usize {
         let width = VECTORS * Arch::new().dispatch(Lanes);
-        let len = n.div_ceil(width) * width * k;
-        let data = vec![0.0; len + LINE / size_of::<f32>()];
+        let len = n.div_ceil(width) * width * k + LINE / size_of::<f32>();
+        if self.data.len() < len {
+            self.data = vec![0.0; len];
+        }
         // `align_offset` may decline; the panels are then merely slower.
-        let start = data.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
-        Self { data, start, width, n, k }
+        let start = self.data.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+        (self.start, self.width, self.n, self.k) = (start, width, n, k);
+        width
+    }
+
+    /// Fills every panel by its number.
+    fn fill(&mut self, fill: impl Fn(usize, &mut [f32]) + Sync) {
+        let size = self.width * self.k;
+        let all = &mut self.data[self.start..][..self.n.div_ceil(self.width) * size];
+        if all.is_empty() {
+            return;
+        }
+        match all.len() < SHARED_PACKING {
+            true => all.chunks_exact_mut(size).enumerate().for_each(|(panel, packed)| fill(panel, packed)),
+            false => all.par_chunks_exact_mut(size).enumerate().for_each(|(panel, packed)| fill(panel, packed)),
+        }
     }
 
     /// How many columns a product has.
@@ -78,11 +103,6 @@ impl Panels {
     fn panel(&self, index: usize) -> &[f32] {
         let size = self.width * self.k;
         &self.data[self.start + index * size..][..size]
-    }
-
-    fn panel_mut(&mut self, index: usize) -> &mut [f32] {
-        let size = self.width * self.k;
-        &mut self.data[self.start + index * size..][..size]
     }
 }
 

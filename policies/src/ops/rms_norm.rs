@@ -45,25 +45,23 @@ struct RmsNorm {
     eps: f32,
 }
 
-impl RmsNorm {
-    /// Gradients of one block of rows: writes the input's, returns the weight's.
-    fn block_gradient(&self, x: &[f32], weight: &[f32], grad: &[f32], to_x: &mut [f32]) -> Vec<f32> {
-        let width = weight.len();
-        let mut to_weight = vec![0.0; width];
-        let mut scaled = vec![0.0; width];
-        let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(to_x.chunks_exact_mut(width));
-        for ((x, grad), to_x) in rows {
-            let scale = vector::inverse_rms(x, self.eps);
-            for i in 0..width {
-                scaled[i] = grad[i] * weight[i];
-                to_weight[i] += grad[i] * x[i] * scale;
-            }
-            let pull = vector::dot(&scaled, x) * scale * scale * scale / width as f32;
-            for i in 0..width {
-                to_x[i] = scaled[i] * scale - x[i] * pull;
-            }
+/// The backward pass of a block of rows: adds to the gradient by `x` and to that by the weight.
+#[inline(always)]
+pub(crate) fn unnormalise_rows(x: &[f32], weight: &[f32], eps: f32, grad: &[f32], to: (&mut [f32], &mut [f32])) {
+    let width = weight.len();
+    let (to_x, to_weight) = to;
+    let mut scaled = vec![0.0; width];
+    let rows = x.chunks_exact(width).zip(grad.chunks_exact(width)).zip(to_x.chunks_exact_mut(width));
+    for ((x, grad), to_x) in rows {
+        let scale = vector::inverse_rms(x, eps);
+        for i in 0..width {
+            scaled[i] = grad[i] * weight[i];
+            to_weight[i] += grad[i] * x[i] * scale;
         }
-        to_weight
+        let pull = vector::dot(&scaled, x) * scale * scale * scale / width as f32;
+        for i in 0..width {
+            to_x[i] += scaled[i] * scale - x[i] * pull;
+        }
     }
 }
 
@@ -90,7 +88,11 @@ impl CustomOp2 for RmsNorm {
         let blocks = to_x.par_chunks_mut(ROW_BLOCK * width).zip(values.par_chunks(ROW_BLOCK * width));
         let partial: Vec<Vec<f32>> = blocks
             .zip(grad.par_chunks(ROW_BLOCK * width))
-            .map(|((to_x, x), grad)| vector::vectorised(|| self.block_gradient(x, weight, grad, to_x)))
+            .map(|((to_x, x), grad)| {
+                let mut to_weight = vec![0.0; width];
+                vector::vectorised(|| unnormalise_rows(x, weight, self.eps, grad, (to_x, &mut to_weight)));
+                to_weight
+            })
             .collect();
         let to_weight = ordered_sum(&partial, weight.len());
         Ok((Some(tensor(to_x, x.shape())?), Some(tensor(to_weight, w.shape())?)))

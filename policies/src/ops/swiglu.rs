@@ -32,24 +32,19 @@ pub(crate) fn activate_rows(gate_up: &[f32], width: usize, out: &mut [f32]) {
     }
 }
 
+/// The backward pass of rows in place: `gate_up` becomes the gradient by it, and `active`, which holds the gradient by
+/// the activation, becomes the activation.
 #[inline(always)]
-fn gradient(gate_up: &[f32], grad: &[f32], out: &mut [f32]) {
-    let (gate, up) = gate_up.split_at(grad.len());
-    let (to_gate, to_up) = out.split_at_mut(grad.len());
-    let (to_gate, to_up) = (&mut to_gate[..gate.len()], &mut to_up[..gate.len()]);
-    for (i, grad) in grad.iter().enumerate() {
-        let sigmoid = vector::sigmoid(gate[i]);
-        let silu = gate[i] * sigmoid;
-        to_up[i] = grad * silu;
-        to_gate[i] = grad * up[i] * (sigmoid + silu * (1.0 - sigmoid));
-    }
-}
-
-#[inline(always)]
-fn gradient_rows(gate_up: &[f32], grad: &[f32], width: usize, out: &mut [f32]) {
-    let rows = out.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width));
-    for ((out, row), grad) in rows.zip(grad.chunks_exact(width)) {
-        gradient(row, grad, out);
+pub(crate) fn unactivate_rows(gate_up: &mut [f32], width: usize, active: &mut [f32]) {
+    for (row, active) in gate_up.chunks_exact_mut(2 * width).zip(active.chunks_exact_mut(width)) {
+        let (gate, up) = row.split_at_mut(width);
+        for ((gate, up), active) in gate.iter_mut().zip(up).zip(active) {
+            let sigmoid = vector::sigmoid(*gate);
+            let (silu, grad) = (*gate * sigmoid, *active);
+            *active = silu * *up;
+            *gate = grad * *up * (sigmoid + silu * (1.0 - sigmoid));
+            *up = grad * silu;
+        }
     }
 }
 
@@ -79,10 +74,9 @@ impl CustomOp1 for SwiGlu {
         let (values, grads) = (host.values()?, grad_host.values()?);
         let width = grad.dim(D::Minus1)?;
         let block = ROW_BLOCK * width.max(1);
-        let mut out = vec![0.0; values.len()];
-        let blocks = out.par_chunks_mut(2 * block).zip(values.par_chunks(2 * block)).zip(grads.par_chunks(block));
-        blocks.for_each(|((out, values), grads)| {
-            vector::vectorised(|| gradient_rows(values, grads, width, out));
+        let (mut out, mut active) = (values.to_vec(), grads.to_vec());
+        out.par_chunks_mut(2 * block).zip(active.par_chunks_mut(block)).for_each(|(out, active)| {
+            vector::vectorised(|| unactivate_rows(out, width, active));
         });
         Ok(Some(tensor(out, gate_up.shape())?))
     }

@@ -1,21 +1,18 @@
 //! Log-probabilities and entropies of a vocabulary slice, without ever holding the logits of a whole batch.
 //!
-//! Linear, log-softmax and gather run over chunks of rows; the backward pass makes each chunk's logits again.
+//! Linear, log-softmax and gather run over chunks of tokens; the backward pass makes each chunk's logits again.
+
+mod host;
 
 use std::ops::Range;
 
-use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, Var, bail};
-use rayon::prelude::*;
 
-use super::{ROW_BLOCK, host, is_host_f32, operand, stored, tensor, vector};
+use super::{host as read, is_host_f32, operand, stored, tensor};
+use host::Operands;
 
-/// Logits that exist at one time, where rows are wide; a cache's worth.
-const CHUNK_LOGITS: usize = 1 << 20;
-/// Limits of the rows of a chunk: fewer waste the product, more the cache.
-const CHUNK_ROWS: Range<usize> = 256..4096;
-/// Lines of the head whose gradient by one chunk exists at one time.
-const BLOCK_LINES: usize = 8192;
+/// Tokens whose logits exist at one time in the composite.
+const COMPOSITE_ROWS: usize = 4096;
 
 /// Which rows of the vocabulary compete, which of them were chosen, and how sharply.
 #[derive(Clone, Debug)]
@@ -76,7 +73,7 @@ impl Choice {
     }
 
     fn composite(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
-        let rows = CHUNK_ROWS.end;
+        let rows = COMPOSITE_ROWS;
         let n = self.targets.len();
         let head = head.narrow(0, self.slice.start, self.slice.len())?.t()?;
         let (mut log_probs, mut entropies) = (Vec::new(), Vec::new());
@@ -95,8 +92,15 @@ impl Choice {
         Ok((Tensor::cat(&log_probs, 0)?, Tensor::cat(&entropies, 0)?))
     }
 
-    fn chunk_rows(&self) -> usize {
-        (CHUNK_LOGITS / self.slice.len()).clamp(CHUNK_ROWS.start, CHUNK_ROWS.end)
+    /// Targets counted from the slice's first id.
+    fn rows_chosen(&self) -> Vec<u32> {
+        self.targets.iter().map(|target| target - self.slice.start as u32).collect()
+    }
+
+    /// What the passes on the CPU read, `head` being the whole vocabulary's.
+    fn operands<'a>(&self, hidden: &'a [f32], head: &'a [f32], width: usize, targets: &'a [u32]) -> Operands<'a> {
+        let head = &head[self.slice.start * width..self.slice.end * width];
+        Operands { hidden, head, width, targets, sharpness: 1.0 / self.temperature }
     }
 }
 
@@ -152,89 +156,21 @@ struct LogProbs {
 }
 
 impl LogProbs {
-    /// Scaled logits of rows `first..first + count`, `[count, slice]`.
-    fn logits(&self, hidden: Operand<'_>, head: Operand<'_>, first: usize, count: usize) -> Result<Vec<f32>> {
-        let (slice, width) = (&self.choice.slice, hidden.1.dims()[1]);
-        let rows = hidden.1.narrow(0, first, count)?;
-        let head_rows = head.1.narrow(0, slice.start, slice.len())?.transpose(0, 1)?;
-        match hidden.0.matmul(head.0, (1, count, slice.len(), width), &rows, &head_rows)? {
-            CpuStorage::F32(logits) => Ok(logits),
-            _ => bail!("log-probs: the logits are not f32"),
-        }
-    }
-
     /// Gradients by the hidden states and, where it is trained, the head, given the operation's result and the
     /// gradient by it, `[3, n]` both.
     fn gradients(&self, h: &Tensor, w: &Tensor, res: &Tensor, grad: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let Choice { slice, targets, .. } = &self.choice;
-        let (n, width) = h.dims2()?;
-        if n == 0 {
-            return Ok((h.zeros_like()?, w.track_op().then(|| w.zeros_like()).transpose()?));
-        }
-        let rows = RowGradient::of(res, grad)?;
-        let head = w.detach().narrow(0, slice.start, slice.len())?;
-        // The one buffer of the head's size: chunks are added to it in their order.
+        let (_, width) = h.dims2()?;
+        let (hidden, head) = (read(h)?, read(w)?);
+        let targets = self.choice.rows_chosen();
+        let operands = self.choice.operands(hidden.values()?, head.values()?, width, &targets);
+        let slice = self.choice.slice.start * width..self.choice.slice.end * width;
         let mut to_head = w.track_op().then(|| vec![0.0; w.elem_count()]);
-        let mut to_hidden = Vec::new();
-        let chunk = self.choice.chunk_rows();
-        for first in (0..n).step_by(chunk) {
-            let count = chunk.min(n - first);
-            let hidden = h.detach().narrow(0, first, count)?;
-            let logits = hidden.matmul(&head.t()?)?;
-            let mut logits = host(&logits)?.values()?.to_vec();
-            logits.par_chunks_mut(slice.len()).enumerate().for_each(|(row, logits)| {
-                let row = first + row;
-                vector::vectorised(|| self.to_logits(logits, targets[row], rows[row]));
-            });
-            let to_logits = tensor(logits, (count, slice.len()))?;
-            to_hidden.push(to_logits.matmul(&head)?);
-            if let Some(sum) = &mut to_head {
-                add_product(&mut sum[slice.start * width..slice.end * width], &to_logits, &hidden)?;
-            }
-        }
+        let of_slice = to_head.as_mut().map(|to_head| &mut to_head[slice]);
+        let to_hidden = operands.gradients(&RowGradient::of(res, grad)?, of_slice);
         let to_head = to_head.map(|sum| tensor(sum, w.shape())).transpose()?;
-        Ok((Tensor::cat(&to_hidden, 0)?, to_head))
-    }
-
-    /// Replaces logits by the gradient that reaches them.
-    #[inline(always)]
-    fn to_logits(&self, logits: &mut [f32], target: u32, row: RowGradient) {
-        let sharpness = 1.0 / self.choice.temperature;
-        let scale = row.by_log_prob * sharpness;
-        if row.by_entropy == 0.0 {
-            for logit in logits.iter_mut() {
-                *logit = -scale * vector::exp(*logit * sharpness - row.log_sum);
-            }
-        } else {
-            // d H / d logit = −p (log p + H).
-            let entropy_scale = row.by_entropy * sharpness;
-            for logit in logits.iter_mut() {
-                let log_prob = *logit * sharpness - row.log_sum;
-                *logit = -vector::exp(log_prob) * (scale + entropy_scale * (log_prob + row.entropy));
-            }
-        }
-        logits[target as usize - self.choice.slice.start] += scale;
+        Ok((tensor(to_hidden, h.shape())?, to_head))
     }
 }
-
-/// Adds `aᵀ · b` to `sum`, a block of lines at a time: `a` is `[k, m]`, `b` `[k, n]`, `sum` `[m, n]`.
-fn add_product(sum: &mut [f32], a: &Tensor, b: &Tensor) -> Result<()> {
-    let (m, n) = (a.dim(1)?, b.dim(1)?);
-    for first in (0..m).step_by(BLOCK_LINES) {
-        let count = BLOCK_LINES.min(m - first);
-        let part = a.narrow(1, first, count)?.t()?.matmul(b)?;
-        let part = host(&part)?;
-        let sum = &mut sum[first * n..(first + count) * n];
-        sum.par_chunks_mut(ROW_BLOCK * n.max(1)).zip(part.values()?.par_chunks(ROW_BLOCK * n.max(1))).for_each(
-            |(sum, part)| {
-                vector::vectorised(|| vector::add(sum, part));
-            },
-        );
-    }
-    Ok(())
-}
-
-type Operand<'a> = (&'a CpuStorage, &'a Layout);
 
 /// What the backward pass knows of a row beside its logits.
 #[derive(Clone, Copy)]
@@ -265,45 +201,16 @@ fn rows_of(packed: &Tensor) -> Result<[Vec<f32>; 3]> {
     Ok([row(0)?, row(1)?, row(2)?])
 }
 
-/// Log-probability of the target, entropy and log-sum-exp of one row; uses up the logits.
-#[inline(always)]
-fn row_of(logits: &mut [f32], target: usize, sharpness: f32) -> [f32; 3] {
-    logits.iter_mut().for_each(|logit| *logit *= sharpness);
-    let chosen = logits[target];
-    let top = vector::max(logits);
-    let (mut sum, mut moment) = ([0.0; 16], [0.0; 16]);
-    for part in logits.chunks(16) {
-        for (lane, logit) in part.iter().enumerate() {
-            let shifted = logit - top;
-            let weight = vector::exp(shifted);
-            sum[lane] += weight;
-            moment[lane] += weight * shifted;
-        }
-    }
-    let (sum, moment) = (vector::sum(&sum), vector::sum(&moment));
-    let log_sum = sum.ln();
-    [chosen - top - log_sum, log_sum - moment / sum, top + log_sum]
-}
-
 impl CustomOp2 for LogProbs {
     fn name(&self) -> &'static str {
         "log-probs"
     }
 
     fn cpu_fwd(&self, h: &CpuStorage, h_l: &Layout, w: &CpuStorage, w_l: &Layout) -> Result<(CpuStorage, Shape)> {
-        operand(h, h_l)?;
-        let (n, size) = (self.choice.targets.len(), self.choice.slice.len());
-        let (start, sharpness) = (self.choice.slice.start, 1.0 / self.choice.temperature);
-        let mut rows = Vec::with_capacity(n);
-        for (index, targets) in self.choice.targets.chunks(self.choice.chunk_rows()).enumerate() {
-            let mut logits = self.logits((h, h_l), (w, w_l), index * self.choice.chunk_rows(), targets.len())?;
-            let of_row = |(logits, target): (&mut [f32], &u32)| {
-                vector::vectorised(|| row_of(logits, *target as usize - start, sharpness))
-            };
-            rows.extend(logits.par_chunks_mut(size).zip(targets).map(of_row).collect::<Vec<_>>());
-        }
-        let out = (0..3).flat_map(|part| rows.iter().map(move |row: &[f32; 3]| row[part])).collect();
-        stored(out, (3, n))
+        let (hidden, head) = (operand(h, h_l)?, operand(w, w_l)?);
+        let (n, width) = h_l.shape().dims2()?;
+        let targets = self.choice.rows_chosen();
+        stored(self.choice.operands(hidden, head, width, &targets).score(), (3, n))
     }
 
     fn bwd(&self, h: &Tensor, w: &Tensor, res: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -343,7 +250,7 @@ mod tests {
 
     #[test]
     fn chunks_do_not_show() {
-        let n = 2 * CHUNK_ROWS.end + 5;
+        let n = 2 * COMPOSITE_ROWS + 5;
         let (hidden, head) = (normal_var(1, &[n, 3]), normal_var(2, &[300, 3]));
         let targets: Vec<u32> = (0..n).map(|row| (row % 300) as u32).collect();
         let choice = choice(0..300, &targets);
