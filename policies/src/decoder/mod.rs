@@ -1,8 +1,8 @@
 //! The Qwen2.5-shaped decoder: trainable, replayable, and sampled from with a cache.
 //!
-//! Training and replay go through [`Decoder::forward`] and [`Decoder::log_probs_of`], which build candle's graph
-//! out of operations with hand-written backward passes; [`Decoder::score`] is both in one, and can do without the graph
-//! by making each layer again in its own [`Tape::backward`]. Sampling goes through a [`Snapshot`], which packs the
+//! Training and replay go through [`Decoder::score`], which on the CPU drives its layers by hand, forward and in
+//! [`Tape::backward`], without a graph. [`Decoder::forward`] and [`Decoder::log_probs_of`] build candle's graph out of the
+//! same operations, for whatever is composed otherwise. Sampling goes through a [`Snapshot`], which packs the
 //! weights of one moment and has no graph: a prompt is read once, its [`Cache`] repeated for each draw, and a
 //! row's numbers are the same to the bit whatever rows it is decoded with.
 //!
@@ -17,15 +17,18 @@ mod config;
 mod device;
 pub(crate) mod folder;
 mod host;
+mod host_tape;
 mod lora;
 mod model;
+mod pass;
 mod recompute;
 mod snapshot;
+mod tape;
 mod weights;
 
 pub use cache::Cache;
 pub use config::{DecoderConfig, ImagePositions};
 pub use lora::{LoraConfig, LoraTarget};
 pub use model::Decoder;
-pub use recompute::{Scores, Tape, Targets};
 pub use snapshot::{Snapshot, repeat_rows};
+pub use tape::{Scores, Tape, Targets};

@@ -44,7 +44,7 @@ pub struct Decoder {
     pub(super) norm: Tensor,
     pub(super) head: Tensor,
     pub(super) rope: Arc<Rope>,
-    /// Whether scoring keeps a tape and no graph.
+    /// Whether the backward pass makes each layer again.
     pub(super) recompute: bool,
     /// What the layers' adapters are, where they have any.
     pub(super) lora: Option<LoraConfig>,
@@ -319,6 +319,10 @@ impl Decoder {
 
     pub(super) fn embedding(&self) -> &Tensor {
         &self.embedding
+    }
+
+    pub(super) fn head(&self) -> &Tensor {
+        &self.head
     }
 
     pub(super) fn norm(&self) -> &Tensor {

@@ -95,6 +95,11 @@ impl Panels {
         }
     }
 
+    /// How many terms the elements of a product have.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
     /// How many columns a product has.
     pub(crate) fn n(&self) -> usize {
         self.n

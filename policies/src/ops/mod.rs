@@ -22,7 +22,7 @@ use std::ops::{Deref, Range};
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// Rows whose partial sums are made together; part of the definition of a reduction's order.
-const ROW_BLOCK: usize = 64;
+pub(crate) const ROW_BLOCK: usize = 64;
 
 /// Whether the hand-written operations can take this tensor.
 pub(crate) fn is_host_f32(tensor: &Tensor) -> bool {
@@ -74,7 +74,7 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor
 }
 
 /// The sum over rows of `[rows, width]`, in blocks that are added in order.
-fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
+pub(crate) fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
     use rayon::prelude::*;
     let partial: Vec<Vec<f32>> = values
         .par_chunks(ROW_BLOCK * width.max(1))
@@ -90,7 +90,7 @@ fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
 }
 
 /// The sum of the blocks' parts, in their order.
-fn ordered_sum(partial: &[Vec<f32>], width: usize) -> Vec<f32> {
+pub(crate) fn ordered_sum(partial: &[Vec<f32>], width: usize) -> Vec<f32> {
     let mut total = vec![0.0; width];
     partial.iter().for_each(|part| vector::add(&mut total, part));
     total

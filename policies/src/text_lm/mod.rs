@@ -31,7 +31,9 @@ mod tokenizer;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
-use grpo::{BoxError, Completion, Error, LogProbs, Params, Policy, Prompt, Request, Result, Scoring};
+use grpo::{
+    BoxError, Completion, Error, Gradients, LogProbs, LossGradient, Params, Policy, Prompt, Request, Result, Scoring,
+};
 use serde::Serialize;
 
 pub use crate::sampling::ScoredAs;
@@ -39,7 +41,7 @@ pub use law::TextLaw;
 pub use template::{ChatTemplate, Template};
 pub use tokenizer::Tokenizer;
 
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Tape, Targets};
 use files::Kept;
 
 /// The text policy: any Qwen2.5-shaped language model.
@@ -231,6 +233,20 @@ fn padded(values: &Tensor, lengths: &[usize], longest: usize) -> Result<Tensor> 
     Ok(Tensor::cat(&[values, &zero], 0)?.index_select(&index, 0)?.reshape((lengths.len(), longest))?)
 }
 
+/// The choices of one trace after another, `[N]`, out of rows `[B, T]`.
+fn unpadded(rows: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+    let width = rows.dim(1)?;
+    let places = lengths.iter().enumerate().flat_map(|(row, length)| row * width..row * width + length);
+    let index: Vec<u32> = places.map(|place| place as u32).collect();
+    Ok(rows.flatten_all()?.index_select(&Tensor::from_slice(&index, index.len(), rows.device())?, 0)?)
+}
+
+/// The way back from a batch's log-probs, and how many choices each row has.
+struct TextTape {
+    tape: Tape,
+    lengths: Vec<usize>,
+}
+
 impl Policy for TextLm {
     type Sample = String;
     type Trace = TextTrace;
@@ -259,14 +275,31 @@ impl Policy for TextLm {
             ))));
         }
         let rows = Self::rows(batch)?;
-        let hidden = self.decoder.forward(&rows.ids)?;
-        let hidden = self.decoder.hidden_at(&hidden, &rows.places)?;
-        let everything = 0..self.decoder.config().vocab_size;
-        let (log_probs, entropy) = self.decoder.log_probs_of(&hidden, &rows.targets, everything, temperature)?;
+        let n_choices = rows.targets.len();
+        let slice = 0..self.decoder.config().vocab_size;
+        let targets = Targets { places: rows.places, ids: rows.targets, slice, temperature };
+        let scores = self.decoder.score(&rows.ids, &targets)?;
         let lengths: Vec<usize> = batch.iter().map(|(_, trace)| trace.ids.len()).collect();
-        let ones = Tensor::ones(rows.targets.len(), DType::F32, self.decoder.device())?;
+        let ones = Tensor::ones(n_choices, DType::F32, self.decoder.device())?;
         let lay = |values: &Tensor| padded(values, &lengths, rows.longest);
-        Ok(LogProbs::new(lay(&log_probs)?, lay(&ones)?)?.with_entropy(lay(&entropy)?)?)
+        let log_probs = LogProbs::new(lay(&scores.log_probs)?, lay(&ones)?)?.with_entropy(lay(&scores.entropies)?)?;
+        Ok(match scores.tape {
+            Some(tape) => log_probs.with_tape(Arc::new(TextTape { tape, lengths })),
+            None => log_probs,
+        })
+    }
+
+    fn backward(
+        &self,
+        log_probs: &LogProbs,
+        gradient: &LossGradient,
+        gradients: &mut Gradients,
+    ) -> Result<(), BoxError> {
+        let Some(TextTape { tape, lengths }) = log_probs.tape().and_then(|tape| tape.downcast_ref()) else {
+            return Ok(gradients.add_backward(&log_probs.surrogate(gradient)?, &self.params())?);
+        };
+        let by_entropies = gradient.entropy.as_ref().map(|entropy| unpadded(entropy, lengths)).transpose()?;
+        Ok(tape.backward(&unpadded(&gradient.log_probs, lengths)?, by_entropies.as_ref(), gradients)?)
     }
 
     fn params(&self) -> Params {

@@ -1,4 +1,4 @@
-//! Recomputed layers against candle's graph through all of them.
+//! The way back by hand against candle's graph through the same operations, and against itself with layers made again.
 
 #![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
 
@@ -85,9 +85,39 @@ fn check_same(plain: &Decoder) {
 }
 
 #[test]
-fn gradients_are_those_of_the_graph_to_the_bit() {
+fn layers_made_again_give_the_same_gradients_to_the_bit() {
     for tied in [true, false] {
         check_same(&decoder(tied));
+    }
+}
+
+/// As [`pass`], through candle's graph.
+fn pass_of_graph(decoder: &Decoder, number: u32) -> (Vec<f32>, Vec<f32>, BTreeMap<String, Vec<f32>>) {
+    let (rows, Targets { places, ids, slice, temperature }) = batch(number);
+    let hidden = decoder.hidden_at(&decoder.forward(&rows).unwrap(), &places).unwrap();
+    let (log_probs, entropies) = decoder.log_probs_of(&hidden, &ids, slice, temperature).unwrap();
+    let n = ids.len();
+    let parts = [&log_probs * weights(n, 1), &entropies * weights(n, 2)].map(|part| part.unwrap().sum_all().unwrap());
+    let mut gradients = Gradients::new();
+    gradients.add_backward(&(&parts[0] + &parts[1]).unwrap(), &decoder.params()).unwrap();
+    let by_name = gradients.iter().map(|(name, gradient)| (name.to_owned(), numbers(gradient))).collect();
+    (numbers(&log_probs), numbers(&entropies), by_name)
+}
+
+#[test]
+fn numbers_and_gradients_are_those_of_the_graph() {
+    let close = |a: &[f32], b: &[f32]| {
+        let scale = b.iter().fold(1e-3f32, |most, x| most.max(x.abs()));
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-5 * scale)
+    };
+    for tied in [true, false] {
+        let decoder = decoder(tied);
+        let (got, want) = (pass(&decoder, 1, true), pass_of_graph(&decoder, 1));
+        assert!(close(&got.0, &want.0) && close(&got.1, &want.1));
+        assert!(got.2.keys().eq(want.2.keys()));
+        for (name, want) in &want.2 {
+            assert!(close(&got.2[name], want), "{name} differs");
+        }
     }
 }
 
@@ -118,9 +148,10 @@ fn several_batches_at_once_are_each_as_alone() {
 fn a_tape_keeps_no_graph_and_a_frozen_decoder_no_tape() {
     let (rows, targets) = batch(0);
     let decoder = decoder(true);
-    assert!(decoder.score(&rows, &targets).unwrap().log_probs.track_op());
-    let scores = decoder.clone().recompute_layers().score(&rows, &targets).unwrap();
-    assert!(!scores.log_probs.track_op() && !scores.entropies.track_op());
+    for decoder in [decoder.clone(), decoder.clone().recompute_layers()] {
+        let scores = decoder.score(&rows, &targets).unwrap();
+        assert!(scores.tape.is_some() && !scores.log_probs.track_op() && !scores.entropies.track_op());
+    }
     let frozen = decoder.frozen().unwrap().recompute_layers().score(&rows, &targets).unwrap();
     assert!(frozen.tape.is_none() && !frozen.log_probs.track_op());
     let copy = decoder.recompute_layers().copy().unwrap();
