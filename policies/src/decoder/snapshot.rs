@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use grpo::{Error, Result};
 
 use super::cache::{Cache, Store, repeated};
@@ -130,6 +130,14 @@ impl Snapshot {
         match &self.engine {
             Engine::Host(engine) => engine.logits(hidden),
             Engine::Device(engine) => engine.logits(hidden),
+        }
+    }
+
+    /// The numbers of [`Snapshot::logits`], row by row.
+    pub(crate) fn logit_rows(&self, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
+        match &self.engine {
+            Engine::Host(engine) => engine.logit_rows(hidden),
+            Engine::Device(engine) => Ok(engine.logits(hidden)?.to_device(&Device::Cpu)?.to_vec2()?),
         }
     }
 }

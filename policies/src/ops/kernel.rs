@@ -21,6 +21,10 @@ const PACKED_DEPTH: usize = 32;
 /// Bytes of a cache line; panels start on one, since a vector load across two lines costs double.
 const LINE: usize = 64;
 
+/// Parts that each thread gets of a product by columns, since threads are not equally fast.
+const SHARES: usize = 2;
+/// Numbers that are copied at a time; the width of a panel is a multiple.
+const LANES: usize = 8;
 /// Numbers of a right operand from which on several threads pack it.
 const SHARED_PACKING: usize = 1 << 16;
 
@@ -64,7 +68,12 @@ impl Panels {
         self.fill(|panel, packed| {
             let columns = panel * width..((panel + 1) * width).min(n);
             for (line, row) in packed.chunks_exact_mut(width).zip(matrix.chunks_exact(n)) {
-                line[..columns.len()].copy_from_slice(&row[columns.clone()]);
+                let row = &row[columns.clone()];
+                match (line.as_chunks_mut::<LANES>(), row.as_chunks::<LANES>()) {
+                    // Whole panels are copied without a call.
+                    ((line, _), (row, [])) => line.iter_mut().zip(row).for_each(|(line, row)| *line = *row),
+                    _ => line[..row.len()].copy_from_slice(row),
+                }
             }
         });
     }
@@ -139,7 +148,7 @@ impl Left<'_> {
 
     /// Lays rows from `first` on side by side, `[depth, height]`, as many as `tile` holds.
     #[inline(always)]
-    fn pack(&self, first: usize, depth: usize, tile: &mut [f32]) {
+    fn pack<S: Simd>(&self, simd: S, first: usize, depth: usize, tile: &mut [f32]) {
         let height = tile.len() / depth;
         match *self {
             Self::Rows { data, stride, .. } => {
@@ -147,7 +156,8 @@ impl Left<'_> {
             }
             Self::Columns { data, stride, .. } => {
                 for (p, line) in tile.chunks_exact_mut(height).enumerate() {
-                    line.copy_from_slice(&data[p * stride + first..][..height]);
+                    // A tile is lower than a vector is wide.
+                    simd.partial_store_f32s(line, simd.partial_load_f32s(&data[p * stride + first..][..height]));
                 }
             }
         }
@@ -200,6 +210,32 @@ impl<'a> Product<'a> {
     pub(crate) fn add(self) {
         Arch::new().dispatch(self);
     }
+
+    /// Computes it on all threads, each taking some of the columns: for few rows and a right operand that is read once
+    /// from memory. `strips` is memory for what they make.
+    pub(crate) fn add_by_columns(self, strips: &mut Vec<f32>) {
+        let (rows, width) = (self.left.rows(), self.right.width);
+        let mut tiles = TILES.take();
+        let height = Arch::new().dispatch(Pack { left: self.left, depth: self.depth, tiles: &mut tiles });
+        let tasks = SHARES * rayon::current_num_threads();
+        let strip = self.columns.div_ceil(width).div_ceil(tasks).max(1) * width;
+        strips.clear();
+        strips.resize(self.columns.div_ceil(strip) * strip * rows, 0.0);
+        let (packed, right, depth) = (&tiles[..rows * self.depth], self.right, self.depth);
+        strips.par_chunks_mut((strip * rows).max(1)).enumerate().for_each(|(index, out)| {
+            let columns = strip.min(self.columns - index * strip);
+            let first_panel = index * strip / width;
+            Sweep { tiles: packed, height, depth, right, first_panel, columns, out, out_stride: strip }.run();
+        });
+        for (index, made) in strips.chunks((strip * rows).max(1)).enumerate() {
+            let columns = strip.min(self.columns - index * strip);
+            for (out, made) in self.out.chunks_mut(self.out_stride).zip(made.chunks(strip)) {
+                let out = &mut out[index * strip..][..columns];
+                out.iter_mut().zip(made).for_each(|(out, made)| *out += made);
+            }
+        }
+        TILES.set(tiles);
+    }
 }
 
 impl WithSimd for Product<'_> {
@@ -207,11 +243,13 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // A tile's sums, a line of the panel and a factor fit the 32 registers of AVX-512, and the 16 of AVX2.
-        let most = if S::F32_LANES >= 16 { 14 } else { 6 };
         // Taken and not borrowed: a closure would not be compiled for the wide vectors.
         let mut tiles = TILES.take();
-        self.tiles(simd, most, &mut tiles);
+        let (rows, depth) = (self.left.rows(), self.depth);
+        let height = Pack { left: self.left, depth, tiles: &mut tiles }.with_simd(simd);
+        let Self { right, columns, out, out_stride, .. } = self;
+        let packed = &tiles[..rows * depth];
+        Sweep { tiles: packed, height, depth, right, first_panel: 0, columns, out, out_stride }.with_simd(simd);
         TILES.set(tiles);
     }
 }
@@ -221,27 +259,67 @@ thread_local! {
     static TILES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-impl Product<'_> {
-    /// Packs the left operand, then lets every panel meet every tile, so that a panel comes from memory once.
+/// Packs a left operand tile by tile; gives the height of a tile.
+struct Pack<'a> {
+    left: Left<'a>,
+    depth: usize,
+    tiles: &'a mut Vec<f32>,
+}
+
+impl WithSimd for Pack<'_> {
+    type Output = usize;
+
     #[inline(always)]
-    fn tiles<S: Simd>(mut self, simd: S, most: usize, tiles: &mut Vec<f32>) {
+    fn with_simd<S: Simd>(self, simd: S) -> usize {
+        // A tile's sums, a line of the panel and a factor fit the 32 registers of AVX-512, and the 16 of AVX2.
+        let most = if S::F32_LANES >= 16 { 14 } else { S::F32_LANES.min(6) };
         let (rows, depth) = (self.left.rows(), self.depth);
         if rows == 0 || depth == 0 {
-            return;
+            return 1;
         }
         let height = rows.div_ceil(rows.div_ceil(most));
-        tiles.resize(tiles.len().max(rows * depth), 0.0);
-        let tiles = &mut tiles[..rows * depth];
-        for (index, tile) in tiles.chunks_mut(height * depth).enumerate() {
-            self.left.pack(index * height, depth, tile);
+        self.tiles.resize(self.tiles.len().max(rows * depth), 0.0);
+        for (index, tile) in self.tiles[..rows * depth].chunks_mut(height * depth).enumerate() {
+            self.left.pack(simd, index * height, depth, tile);
         }
+        height
+    }
+}
+
+/// A packed left operand times some panels of the right one, so that a panel comes from memory once.
+struct Sweep<'a> {
+    tiles: &'a [f32],
+    height: usize,
+    depth: usize,
+    right: &'a Panels,
+    first_panel: usize,
+    /// Counted from the first panel's.
+    columns: usize,
+    out: &'a mut [f32],
+    out_stride: usize,
+}
+
+impl Sweep<'_> {
+    fn run(self) {
+        Arch::new().dispatch(self);
+    }
+}
+
+impl WithSimd for Sweep<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let tiles = self.tiles;
         for panel in 0..self.columns.div_ceil(self.right.width) {
-            for (index, tile) in tiles.chunks(height * depth).enumerate() {
-                self.any_tile(simd, panel, (index * height, tile));
+            for (index, tile) in tiles.chunks((self.height * self.depth).max(1)).enumerate() {
+                self.any_tile(simd, panel, (index * self.height, tile));
             }
         }
     }
+}
 
+impl Sweep<'_> {
     /// A panel times a tile whose first row and packed numbers are given.
     #[inline(always)]
     fn any_tile<S: Simd>(&mut self, simd: S, panel: usize, tile: (usize, &[f32])) {
@@ -266,7 +344,8 @@ impl Product<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&mut self, simd: S, panel: usize, (row, tile): (usize, &[f32])) {
         let width = self.right.width;
-        let lines = &S::as_simd_f32s(self.right.panel(panel)).0.as_chunks::<VECTORS>().0[..self.depth];
+        let lines =
+            &S::as_simd_f32s(self.right.panel(self.first_panel + panel)).0.as_chunks::<VECTORS>().0[..self.depth];
         let sums = sums::<S, R>(simd, tile.as_chunks::<R>().0, lines);
         let first = panel * width;
         let columns = width.min(self.columns - first);
@@ -309,7 +388,7 @@ fn sums<S: Simd, const R: usize>(simd: S, tile: &[[f32; R]], lines: &[[S::f32s; 
 #[expect(clippy::excessive_nesting, reason = "every shape is tried with every layout")]
 mod tests {
     use super::*;
-    use crate::ops::testing::normals;
+    use crate::ops::testing::{normals, with_threads};
 
     fn naive(a: &[f32], b: &[f32], m: usize, k: usize, n: usize) -> Vec<f64> {
         let mut out = vec![0.0; m * n];
@@ -343,6 +422,18 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn products_by_columns_have_the_same_bits() {
+        for (m, k, n) in [(1, 70, 300), (3, 5, 7), (17, 33, 65), (0, 3, 3), (2, 0, 4)] {
+            let (a, b) = (normals(1, m * k), normals(2, k * n));
+            let right = Panels::of_matrix(&b, k, n);
+            let [mut alone, mut shared] = [vec![1.0; m * n], vec![1.0; m * n]];
+            Product::of_rows(&a, &right, &mut alone).add();
+            with_threads(3, || Product::of_rows(&a, &right, &mut shared).add_by_columns(&mut vec![7.0; 9]));
+            assert!(alone.iter().zip(&shared).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} {k} {n}");
         }
     }
 

@@ -3,13 +3,21 @@
 use grpo::{Error, Result};
 
 use super::Shaping;
+use crate::ops::vector::{self, vectorised};
+
+/// Choices whose weights are summed together, in f32; the sums of blocks are added in f64.
+const BLOCK: usize = 256;
 
 /// What remains of a law over choices once it is shaped; choices that were cut away have probability 0.
 #[derive(Clone, Debug)]
 pub(crate) struct Distribution {
     /// Log-weights, negative infinity where a choice was cut away.
     scores: Vec<f32>,
-    /// The logarithm of the sum of their exponentials.
+    /// The greatest of them.
+    top: f32,
+    /// The sum of `e^(score − top)` of each block of choices.
+    sums: Vec<f32>,
+    /// The logarithm of the sum of the scores' exponentials.
     normaliser: f64,
 }
 
@@ -23,8 +31,9 @@ impl Distribution {
             *score /= shaping.temperature;
         }
         truncate(&mut logits, shaping);
-        let normaliser = log_sum_exp(&logits);
-        Self { scores: logits, normaliser }
+        let (top, sums) = block_sums(&logits);
+        let normaliser = f64::from(top) + total(&sums).ln();
+        Self { scores: logits, top, sums, normaliser }
     }
 
     /// An error where logits were no numbers, so that nothing can be drawn.
@@ -50,7 +59,18 @@ impl Distribution {
 
     /// The choice in whose interval of the cumulative distribution `uniform`, in `[0, 1)`, falls.
     pub(crate) fn draw(&self, uniform: f64) -> usize {
-        inverse_cdf((0..self.scores.len()).map(|choice| self.probability(choice)), uniform)
+        let wanted = uniform * total(&self.sums);
+        let (mut before, mut last) = (0.0, 0);
+        for (block, sum) in self.sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
+            last = block;
+            if wanted < before + f64::from(*sum) {
+                break;
+            }
+            before += f64::from(*sum);
+        }
+        let first = last * BLOCK;
+        let scores = self.scores[first..].iter().take(BLOCK);
+        first + inverse_cdf(scores.map(|score| f64::from(weight(*score, self.top))), wanted - before)
     }
 
     /// A draw from the normalised `max(0, self - other)`, what is left of this law where `other`'s draw was refused
@@ -72,11 +92,14 @@ impl Distribution {
 /// `u + s·(c − u)` of the two log-softmaxes (SimpleAR's `CFGLogits`), before any shaping.
 pub(crate) fn guided(conditional: &[f32], unconditional: &[f32], scale: f32) -> Vec<f32> {
     let (c_sum, u_sum) = (log_sum_exp(conditional) as f32, log_sum_exp(unconditional) as f32);
-    let blend = |(c, u): (&f32, &f32)| {
-        let (c, u) = (c - c_sum, u - u_sum);
-        u + scale * (c - u)
-    };
-    conditional.iter().zip(unconditional).map(blend).collect()
+    let mut blend = vec![0.0; conditional.len()];
+    vectorised(|| {
+        for ((slot, c), u) in blend.iter_mut().zip(conditional).zip(unconditional) {
+            let (c, u) = (c - c_sum, u - u_sum);
+            *slot = u + scale * (c - u);
+        }
+    });
+    blend
 }
 
 /// Leaves the greatest score, the first of equal ones.
@@ -126,11 +149,36 @@ fn nucleus(scores: &[f32], order: &[usize], top_p: f32) -> usize {
     reaches.map_or(order.len(), |last| last + 1)
 }
 
-/// The logarithm of the sum of exponentials, in f64 and in the order of the choices.
+/// The logarithm of the sum of exponentials.
 fn log_sum_exp(scores: &[f32]) -> f64 {
-    let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = scores.iter().map(|&score| f64::from(score - top).exp()).sum();
-    f64::from(top) + sum.ln()
+    let (top, sums) = block_sums(scores);
+    f64::from(top) + total(&sums).ln()
+}
+
+/// The greatest score, and the sum of `e^(score − greatest)` of each block of scores.
+fn block_sums(scores: &[f32]) -> (f32, Vec<f32>) {
+    let mut sums = vec![0.0; scores.len().div_ceil(BLOCK)];
+    let top = vectorised(|| {
+        let top = vector::max(scores);
+        let mut weights = [0.0; BLOCK];
+        for (sum, scores) in sums.iter_mut().zip(scores.chunks(BLOCK)) {
+            let weights = &mut weights[..scores.len()];
+            weights.iter_mut().zip(scores).for_each(|(slot, score)| *slot = weight(*score, top));
+            *sum = vector::sum(weights);
+        }
+        top
+    });
+    (top, sums)
+}
+
+fn total(sums: &[f32]) -> f64 {
+    sums.iter().map(|sum| f64::from(*sum)).sum()
+}
+
+/// `e^(score − top)`, and nothing of a score that was cut away.
+#[inline(always)]
+fn weight(score: f32, top: f32) -> f32 {
+    if score == f32::NEG_INFINITY { 0.0 } else { vector::exp(score - top) }
 }
 
 /// The index in whose interval of the cumulative sum `uniform` falls; never one of probability 0.

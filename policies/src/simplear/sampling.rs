@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use grpo::{Error, Request, Result, Seed};
 use rayon::prelude::*;
 
@@ -191,7 +191,7 @@ impl<'a> Branch<'a> {
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
-        Ok(self.snapshot.logits(hidden)?.to_device(&Device::Cpu)?.to_vec2()?)
+        self.snapshot.logit_rows(hidden)
     }
 
     fn extend(&mut self, ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {

@@ -1,6 +1,6 @@
 //! Drawing completions: each prompt read once, all rows decoded together, each until it ends.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use grpo::{Error, Request, Result};
 use rayon::prelude::*;
 
@@ -88,7 +88,7 @@ impl<'a> Open<'a> {
     }
 
     fn logits(&self) -> Result<Vec<Vec<f32>>> {
-        Ok(self.snapshot.logits(&self.hidden)?.to_device(&Device::Cpu)?.to_vec2()?)
+        self.snapshot.logit_rows(&self.hidden)
     }
 
     /// Drops the rows that have ended and reads the last token of the others; whether there are others.
