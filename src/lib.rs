@@ -40,8 +40,10 @@ mod checkpoint;
 mod collect;
 mod config;
 mod error;
+mod gradients;
 mod heat_map;
 mod held_out;
+pub mod host;
 pub mod loss;
 mod memory;
 mod metrics;
@@ -66,12 +68,13 @@ pub use advantage::{AdvantageConfig, Baseline, Combine, Scale, advantages, combi
 pub use checkpoint::{Checkpoint, Checkpoints};
 pub use config::{LogConfig, RolloutConfig, TrainConfig};
 pub use error::{BoxError, Error, Result};
+pub use gradients::Gradients;
 pub use held_out::held_out_seed;
 pub use objective::{Aggregation, Objective, Surrogate};
 pub use observe::Observer;
 pub use optim::{AdamW, OptimConfig, Schedule};
 pub use panel::{before_after, panel};
-pub use policy::{Completion, Gradients, LogProbs, LossGradient, Params, Policy, Request, Sample, Scoring};
+pub use policy::{Completion, LogProbs, LossGradient, Params, Policy, Request, Sample, Scoring};
 pub use prompt::Prompt;
 pub use reward::{
     Apart, Change, Changed, Failed, FailedScores, Gated, Joined, Joining, Reward, RewardFn, RewardSet, Scores,

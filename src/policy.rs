@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use image::RgbImage;
 use serde::Serialize;
 
-use crate::{BoxError, Error, Prompt, Result, Seed};
+use crate::{BoxError, Error, Gradients, Prompt, Result, Seed};
 
 /// What a policy makes and rewards judge, and how a person looks at it.
 pub trait Sample: Send + Sync {
@@ -331,62 +331,5 @@ impl Params {
     /// The device of the first variable; the CPU where there is none.
     pub fn device(&self) -> Device {
         self.0.values().next().map_or(Device::Cpu, |var| var.device().clone())
-    }
-}
-
-/// Accumulated gradients by parameter name, f32.
-#[derive(Clone, Debug, Default)]
-pub struct Gradients(BTreeMap<String, Tensor>);
-
-impl Gradients {
-    /// No gradient yet for any parameter.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds to one parameter's gradient.
-    pub fn add(&mut self, name: &str, gradient: &Tensor) -> Result<()> {
-        let gradient = gradient.detach().to_dtype(DType::F32)?;
-        let sum = match self.0.get(name) {
-            Some(sum) => (sum + gradient)?,
-            None => gradient,
-        };
-        self.0.insert(name.into(), sum);
-        Ok(())
-    }
-
-    /// Adds every gradient of another sum.
-    pub fn add_all(&mut self, other: Self) -> Result<()> {
-        other.0.into_iter().try_for_each(|(name, gradient)| self.add(&name, &gradient))
-    }
-
-    /// Runs candle's autograd from a scalar and adds what reached `params`.
-    pub fn add_backward(&mut self, loss: &Tensor, params: &Params) -> Result<()> {
-        let mut store = loss.backward()?;
-        for (name, var) in params.iter() {
-            if let Some(gradient) = store.remove(var) {
-                self.add(name, &gradient)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The gradient of one parameter; `None` where nothing reached it.
-    pub fn get(&self, name: &str) -> Option<&Tensor> {
-        self.0.get(name)
-    }
-
-    /// Names and gradients in name order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.0.iter().map(|(name, gradient)| (name.as_str(), gradient))
-    }
-
-    /// The Euclidean norm over all parameters together.
-    pub fn norm(&self) -> Result<f64> {
-        let mut sum = 0.0;
-        for gradient in self.0.values() {
-            sum += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
-        }
-        Ok(sum.sqrt())
     }
 }

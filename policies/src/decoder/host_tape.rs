@@ -5,7 +5,7 @@ use grpo::{Gradients, Result};
 
 use super::Decoder;
 use super::model::EMBEDDING;
-use super::pass::{Made, Pass, Workspace, add_embedded};
+use super::pass::{Made, Pass, Workspace};
 use super::tape::{Targets, check_places};
 use crate::ops::attention::Attention;
 use crate::ops::head::Scored;
@@ -82,7 +82,7 @@ impl HostTape {
         let pass = Pass { decoder, attention: &self.attention, starts: &self.starts };
         let (to_hidden, to_head) = self.scored.gradients(&self.hidden, decoder.head(), by_log_probs, by_entropies)?;
         let (mut to, norm) = pass.leave_normed_at(&self.last, &self.at, host(&to_hidden)?.values()?)?;
-        gradients.add("model.norm.weight", &tensor(norm, decoder.config().hidden_size)?)?;
+        gradients.add_values("model.norm.weight", norm, decoder.config().hidden_size)?;
         let (mut space, mut again, mut unread) = (Workspace::default(), Made::default(), Vec::new());
         for (index, kept) in self.layers.iter().enumerate().rev() {
             let made = match &kept.made {
@@ -110,8 +110,8 @@ impl HostTape {
             Some(to_head) => host(&to_head)?.values()?.to_vec(),
             None => vec![0.0; embedding.elem_count()],
         };
-        add_embedded(to, &self.ids, &mut sum);
-        gradients.add(EMBEDDING, &tensor(sum, embedding.shape())?)
+        Pass::add_embedded(to, &self.ids, &mut sum);
+        gradients.add_values(EMBEDDING, sum, embedding.shape())
     }
 }
 

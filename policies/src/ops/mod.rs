@@ -17,49 +17,17 @@ pub(crate) mod swiglu;
 pub(crate) mod testing;
 pub(crate) mod vector;
 
-use std::ops::{Deref, Range};
-
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Device, Layout, Result, Shape, Tensor, bail};
+pub(crate) use grpo::host::{host, is_host_f32};
 
 /// Rows whose partial sums are made together; part of the definition of a reduction's order.
 pub(crate) const ROW_BLOCK: usize = 64;
-
-/// Whether the hand-written operations can take this tensor.
-pub(crate) fn is_host_f32(tensor: &Tensor) -> bool {
-    tensor.device().is_cpu() && tensor.dtype() == DType::F32
-}
 
 /// The numbers of a contiguous f32 operand of a custom operation.
 fn operand<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => bail!("operand of shape {:?} is not contiguous; call contiguous() first", layout.shape()),
-    }
-}
-
-/// A contiguous f32 tensor on the CPU, held for reading.
-pub(crate) struct Host<G> {
-    storage: G,
-    range: Range<usize>,
-}
-
-/// Borrows the numbers of a contiguous tensor, under candle's lock for readers: a thread may come to hold it twice where
-/// parts of a batch run side by side, so weights are written only when no such work is under way.
-pub(crate) fn host(tensor: &Tensor) -> Result<Host<impl Deref<Target = Storage>>> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(Host { storage, range: start..end }),
-        None => bail!("tensor of shape {:?} is not contiguous; call contiguous() first", tensor.shape()),
-    }
-}
-
-impl<G: Deref<Target = Storage>> Host<G> {
-    /// The numbers, in row-major order.
-    pub(crate) fn values(&self) -> Result<&[f32]> {
-        match &*self.storage {
-            Storage::Cpu(storage) => Ok(&storage.as_slice::<f32>()?[self.range.clone()]),
-            _ => bail!("tensor is not on the cpu"),
-        }
     }
 }
 
