@@ -16,6 +16,8 @@ use rayon::prelude::*;
 
 /// Vectors side by side in a tile.
 const VECTORS: usize = 2;
+/// Numbers of the panels that meet a tile one after another.
+const GROUP: usize = 1 << 15;
 /// Steps of the depth that are packed together: their lines stay in the first cache.
 const PACKED_DEPTH: usize = 32;
 /// Bytes of a cache line; panels start on one, since a vector load across two lines costs double.
@@ -148,18 +150,38 @@ impl Left<'_> {
 
     /// Lays rows from `first` on side by side, `[depth, height]`, as many as `tile` holds.
     #[inline(always)]
-    fn pack<S: Simd>(&self, simd: S, first: usize, depth: usize, tile: &mut [f32]) {
+    fn pack(&self, first: usize, depth: usize, tile: &mut [f32]) {
         let height = tile.len() / depth;
         match *self {
             Self::Rows { data, stride, .. } => {
                 Rows { data: &data[first * stride..], stride, depth, n: height }.interleave(height, tile);
             }
             Self::Columns { data, stride, .. } => {
-                for (p, line) in tile.chunks_exact_mut(height).enumerate() {
-                    // A tile is lower than a vector is wide.
-                    simd.partial_store_f32s(line, simd.partial_load_f32s(&data[p * stride + first..][..height]));
+                let data = &data[first..];
+                match height {
+                    14 => copy_lines::<14>(data, stride, tile),
+                    13 => copy_lines::<13>(data, stride, tile),
+                    12 => copy_lines::<12>(data, stride, tile),
+                    11 => copy_lines::<11>(data, stride, tile),
+                    10 => copy_lines::<10>(data, stride, tile),
+                    6 => copy_lines::<6>(data, stride, tile),
+                    _ => {
+                        for (p, line) in tile.chunks_exact_mut(height).enumerate() {
+                            line.copy_from_slice(&data[p * stride..][..height]);
+                        }
+                    }
                 }
             }
+        }
+    }
+}
+
+/// Copies lines of a fixed length, for which no call is made: those of the tiles that many rows are cut into.
+#[inline(always)]
+fn copy_lines<const N: usize>(data: &[f32], stride: usize, tile: &mut [f32]) {
+    for (p, line) in tile.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        if let Some(from) = data[p * stride..].first_chunk::<N>() {
+            *line = *from;
         }
     }
 }
@@ -270,7 +292,7 @@ impl WithSimd for Pack<'_> {
     type Output = usize;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> usize {
+    fn with_simd<S: Simd>(self, _: S) -> usize {
         // A tile's sums, a line of the panel and a factor fit the 32 registers of AVX-512, and the 16 of AVX2.
         let most = if S::F32_LANES >= 16 { 14 } else { S::F32_LANES.min(6) };
         let (rows, depth) = (self.left.rows(), self.depth);
@@ -280,13 +302,14 @@ impl WithSimd for Pack<'_> {
         let height = rows.div_ceil(rows.div_ceil(most));
         self.tiles.resize(self.tiles.len().max(rows * depth), 0.0);
         for (index, tile) in self.tiles[..rows * depth].chunks_mut(height * depth).enumerate() {
-            self.left.pack(simd, index * height, depth, tile);
+            self.left.pack(index * height, depth, tile);
         }
         height
     }
 }
 
-/// A packed left operand times some panels of the right one, so that a panel comes from memory once.
+/// A packed left operand times some panels of the right one. Panels that fit the second cache together meet all tiles before
+/// the next, so that they come from memory once, and a tile's rows of the result are written a stretch at a time.
 struct Sweep<'a> {
     tiles: &'a [f32],
     height: usize,
@@ -311,9 +334,13 @@ impl WithSimd for Sweep<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let tiles = self.tiles;
-        for panel in 0..self.columns.div_ceil(self.right.width) {
+        let panels = self.columns.div_ceil(self.right.width);
+        let group = (GROUP / (self.right.width * self.depth).max(1)).max(1);
+        for first in (0..panels).step_by(group) {
             for (index, tile) in tiles.chunks((self.height * self.depth).max(1)).enumerate() {
-                self.any_tile(simd, panel, (index * self.height, tile));
+                for panel in first..(first + group).min(panels) {
+                    self.any_tile(simd, panel, (index * self.height, tile));
+                }
             }
         }
     }
