@@ -26,6 +26,7 @@ use grpo_rewards::shapes::{ShapesDetector, held_out_prompts, train_prompts};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<()> {
+    grpo_policies::keep_freed_memory();
     let seed =
         std::env::args().nth(1).map_or(Ok(0), |seed| seed.parse()).context("the argument is the seed, a number")?;
     let config = TrainConfig {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Shape, Tensor};
+use pulp::Arch;
 use rayon::prelude::*;
 
 use crate::host::{edit, host, is_host_f32};
@@ -115,15 +116,19 @@ fn add_in_place(a: &Tensor, b: &Tensor) -> Result<()> {
 
 /// In f64, in an order that depends on the number of values alone.
 fn sum_of_squares(values: &[f32]) -> f64 {
-    let of_block = |block: &[f32]| {
-        let mut lanes = [0.0; 8];
-        let (parts, rest) = block.as_chunks::<8>();
-        for part in parts {
-            for (lane, x) in lanes.iter_mut().zip(part) {
-                *lane += f64::from(*x) * f64::from(*x);
-            }
+    let arch = Arch::new();
+    let blocks = values.par_chunks(BLOCK).map(|block| arch.dispatch(|| squares_of_block(block)));
+    blocks.collect::<Vec<f64>>().iter().sum()
+}
+
+#[inline(always)]
+fn squares_of_block(block: &[f32]) -> f64 {
+    let mut lanes = [0.0; 32];
+    let (parts, rest) = block.as_chunks::<32>();
+    for part in parts {
+        for (lane, x) in lanes.iter_mut().zip(part) {
+            *lane += f64::from(*x) * f64::from(*x);
         }
-        lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
-    };
-    values.par_chunks(BLOCK).map(of_block).collect::<Vec<f64>>().iter().sum()
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
 }

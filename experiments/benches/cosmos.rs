@@ -30,6 +30,7 @@ struct Case {
 }
 
 fn main() -> Result<()> {
+    grpo_policies::keep_freed_memory();
     let folder = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let folder = folder.context("give the folder that policies/tests/cosmos_full_size.py made")?;
     let folder = Path::new(&folder);

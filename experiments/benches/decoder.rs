@@ -72,6 +72,7 @@ fn config(shape: &str) -> DecoderConfig {
 }
 
 fn main() -> Result<()> {
+    grpo_policies::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if let ["worker", folder, rest @ ..] = &arguments[..] {

@@ -17,6 +17,7 @@ use grpo_rewards::shapes::train_prompts;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<()> {
+    grpo_policies::keep_freed_memory();
     let n_steps = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(30);
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/shapes_clip.toml");
     let file: toml::Table = toml::from_str(&std::fs::read_to_string(path)?)?;

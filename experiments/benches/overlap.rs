@@ -26,6 +26,7 @@ const GROUP: usize = 8;
 const ROUNDS: usize = 3;
 
 fn main() -> Result<()> {
+    grpo_policies::keep_freed_memory();
     let policy = SimpleAr::shapes(Stage::Sft, &Device::Cpu)?;
     let prompts: Vec<Prompt> = (0..PROMPTS).map(|n| Prompt::new(["a red star", "two rings"][n % 2])).collect();
     println!(

@@ -37,6 +37,7 @@ const EXAMPLES: &str = "Examples:
   grpo show experiments/shapes_clip.toml                the configuration with every default filled in";
 
 fn main() -> ExitCode {
+    grpo_policies::keep_freed_memory();
     match Cli::parse().command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -8,6 +8,7 @@
 //! | [`cosmos`] | the visual tokenizer: images to codes and back |
 //! | [`safetensors_file`] | strict reading and writing of weights |
 
+mod allocator;
 pub mod cosmos;
 pub mod decoder;
 mod ops;
@@ -16,3 +17,5 @@ mod sampling;
 pub mod simplear;
 pub mod text_lm;
 mod torch_file;
+
+pub use allocator::keep_freed_memory;

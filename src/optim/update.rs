@@ -1,6 +1,7 @@
 //! One update of AdamW.
 
 use candle_core::{DType, Tensor, Var};
+use pulp::Arch;
 use rayon::prelude::*;
 
 use super::OptimConfig;
@@ -8,7 +9,7 @@ use crate::Result;
 use crate::host::{edit, host, is_host_f32};
 
 /// Parameters that a thread takes at a time.
-const BLOCK: usize = 1 << 14;
+const BLOCK: usize = 1 << 16;
 
 /// The moving averages of a parameter's gradient and of its square.
 pub(super) struct Moments {
@@ -78,14 +79,21 @@ impl Update {
     ) -> candle_core::Result<()> {
         let moments = first.par_chunks_mut(BLOCK).zip(second.par_chunks_mut(BLOCK));
         let blocks = param.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(moments);
+        // Roots and quotients of four numbers at a time would take longer than the memory.
+        let arch = Arch::new();
         blocks.for_each(|((param, gradient), (first, second))| {
-            for (((p, g), m), v) in param.iter_mut().zip(gradient).zip(first).zip(second) {
-                let g = g * self.shrink;
-                *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-                *v = self.beta2 * *v + (1.0 - self.beta2) * (g * g);
-                *p = self.keep * *p - self.scale * *m / (v.sqrt() / self.root_correction + self.eps);
-            }
+            arch.dispatch(|| self.pass_block(param, first, second, gradient));
         });
         Ok(())
+    }
+
+    #[inline(always)]
+    fn pass_block(&self, param: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32]) {
+        for (((p, g), m), v) in param.iter_mut().zip(gradient).zip(first).zip(second) {
+            let g = g * self.shrink;
+            *m = self.beta1 * *m + (1.0 - self.beta1) * g;
+            *v = self.beta2 * *v + (1.0 - self.beta2) * (g * g);
+            *p = self.keep * *p - self.scale * *m / (v.sqrt() / self.root_correction + self.eps);
+        }
     }
 }

@@ -90,7 +90,7 @@ impl HostTape {
                 None => {
                     unread.resize(kept.input.len(), 0.0);
                     let layer = &decoder.layers()[index];
-                    pass.read_layer(layer, &kept.input, &mut again, &mut unread, &mut space)?;
+                    pass.read_layer((layer, &kept.input), &mut again, &mut unread, &mut space)?;
                     &again
                 }
             };
@@ -129,7 +129,7 @@ fn forward(pass: &Pass<'_>, ids: &[u32]) -> Result<(Vec<Kept>, Vec<f32>)> {
     let (mut layers, mut space, mut made) = (Vec::new(), Workspace::default(), Made::default());
     let mut out = vec![0.0; x.len()];
     for layer in decoder.layers() {
-        pass.read_layer(layer, &x, &mut made, &mut out, &mut space)?;
+        pass.read_layer((layer, &x), &mut made, &mut out, &mut space)?;
         std::mem::swap(&mut x, &mut out);
         if trained {
             let made = keeps_all.then(|| std::mem::take(&mut made));

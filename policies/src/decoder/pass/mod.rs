@@ -132,8 +132,7 @@ impl Pass<'_> {
     /// What a layer makes of `x`, `[tokens, H]`; fills `out` likewise.
     pub(super) fn read_layer(
         &self,
-        layer: &Layer,
-        x: &[f32],
+        (layer, x): (&Layer, &[f32]),
         made: &mut Made,
         out: &mut [f32],
         space: &mut Workspace,
@@ -141,7 +140,7 @@ impl Pass<'_> {
         self.project(layer, x, made, space)?;
         resize(&mut made.attended, x.len() / self.widths().hidden * self.widths().parts[0]);
         made.log_sums = self.attention.attend(&made.qkv, self.starts, &mut made.attended);
-        self.finish(layer, x, made, out, space)
+        self.finish((layer, x), made, out, space)
     }
 
     /// Norm and projection of queries, keys and values.
@@ -167,7 +166,13 @@ impl Pass<'_> {
     }
 
     /// The rest of a layer, given what its queries attended to.
-    fn finish(&self, layer: &Layer, x: &[f32], made: &mut Made, out: &mut [f32], space: &mut Workspace) -> Result<()> {
+    fn finish(
+        &self,
+        (layer, x): (&Layer, &[f32]),
+        made: &mut Made,
+        out: &mut [f32],
+        space: &mut Workspace,
+    ) -> Result<()> {
         let Widths { hidden, parts: [queries, ..], gated } = self.widths();
         pack_rows(&mut space.out, &layer.out)?;
         for (panels, weight) in space.gate_up.iter_mut().zip(&layer.gate_up) {

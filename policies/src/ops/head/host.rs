@@ -130,12 +130,10 @@ impl<'a> Operands<'a> {
             self.logits(head, seen.lines, &mut logits);
             let rows = head.len() / width;
             vectorised(|| to_logits(&mut logits, seen.rows, self.sharpness));
-            for (token, (target, row)) in self.targets.iter().zip(seen.rows).enumerate() {
-                let line = (*target as usize).wrapping_sub(seen.first + block * BLOCK);
-                if line < rows {
-                    logits[line * tokens + token] += row.by_log_prob * self.sharpness;
-                }
-            }
+            let lines = lines_of(self.targets, seen.first + block * BLOCK, rows);
+            lines.for_each(|(token, line)| {
+                logits[line * tokens + token] += seen.rows[token].by_log_prob * self.sharpness;
+            });
             if let Some(to_head) = &mut to_head {
                 let out = &mut to_head[block * BLOCK * width..][..rows * width];
                 let left = Left::Rows { data: &logits, stride: tokens, rows };
@@ -150,6 +148,12 @@ impl<'a> Operands<'a> {
         HEAD.set(packed);
         to_hidden
     }
+}
+
+/// The tokens whose targets are among `rows` rows of the slice from `first` on, and which of these it is.
+fn lines_of(targets: &[u32], first: usize, rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let lines = targets.iter().map(move |target| (*target as usize).wrapping_sub(first));
+    lines.enumerate().filter(move |(_, line)| *line < rows)
 }
 
 /// What a group of the head's rows sees in the backward pass.
@@ -215,10 +219,7 @@ impl Sums {
         let tokens = self.top.len();
         let old = self.top.clone();
         for line in logits.chunks_exact_mut(tokens) {
-            for (top, logit) in self.top.iter_mut().zip(line) {
-                *logit *= sharpness;
-                *top = if *logit > *top { *logit } else { *top };
-            }
+            scale_and_rise(line, sharpness, &mut self.top);
         }
         for (((old, top), sum), moment) in old.iter().zip(&self.top).zip(&mut self.sum).zip(&mut self.moment) {
             // At first there is nothing to move, and no number to move it by.
@@ -241,12 +242,18 @@ impl Sums {
     /// Keeps the logits of targets among a block's rows, the first of which is row `first` of the slice.
     fn note_targets(&mut self, logits: &[f32], first: usize, targets: &[u32]) {
         let tokens = targets.len();
-        for (token, target) in targets.iter().enumerate() {
-            let line = (*target as usize).wrapping_sub(first);
-            if let Some(logit) = line.checked_mul(tokens).and_then(|at| logits.get(at + token)) {
-                self.chosen[token] = *logit;
-            }
+        for (token, line) in lines_of(targets, first, logits.len() / tokens.max(1)) {
+            self.chosen[token] = logits[line * tokens + token];
         }
+    }
+}
+
+/// Scales a line of logits and raises each token's greatest one to it.
+#[inline(always)]
+fn scale_and_rise(line: &mut [f32], sharpness: f32, tops: &mut [f32]) {
+    for (top, logit) in tops.iter_mut().zip(line) {
+        *logit *= sharpness;
+        *top = if *logit > *top { *logit } else { *top };
     }
 }
 
