@@ -72,7 +72,7 @@ MUTANTS = [
     ("KL of the reward added", "metrics.rs", "let weight = -objective.kl_weight as f32;", "let weight = objective.kl_weight as f32;"),
     ("micro-batch's normaliser", "batch.rs", "weights: Array1::from(self.weights[part].to_vec())", "weights: Array1::from(row_weights(&rows.iter().map(|row| row.sampled.len()).collect::<Vec<_>>(), objective.aggregation))"),
     ("old log-probs of this moment", "batch.rs", "let old = padded(self.scored.old[part.clone()].iter().map(Vec::as_slice), shape)?;", "let old = table(log_probs.values())?;"),
-    ("a skipped update taken", "optim.rs", "if !norm.is_finite() {", "if false {"),
+    ("a skipped update taken", "optim/mod.rs", "if !norm.is_finite() {", "if false {"),
     ("reference moved all the way", "trainer.rs", "(var.as_tensor() * sync.share)?", "(var.as_tensor() * 1.0)?"),
 ]
 

@@ -9,8 +9,9 @@ use crate::decoder::DecoderConfig;
 
 /// Bytes of a number.
 const F32: u64 = 4;
-/// Logits of a chunk of rows when tokens are scored: 256 rows at least (see the decoder's head).
-const SCORED_ROWS: u64 = 256;
+/// Tokens that the head scores together, and parts of their hidden states' gradient (see the decoder's head).
+const SCORED_ROWS: u64 = 512;
+const HEAD_PARTS: u64 = 32;
 
 /// What one step works on at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +65,14 @@ impl SimpleAr {
         let slice = self.choices(self.law.vocabulary).len() as u64;
         let sizes = Sizes { config, slice };
         let at_once = (work.parts_at_once.min(work.n_parts)) as u64;
-        let activations = match self.decoder.recomputes_layers() {
-            true => sizes.inputs(tokens) + 3 * sizes.layer(tokens),
-            // Values and, on the way back, their gradients, which die as it goes.
-            false => sizes.layer(tokens) * config.num_hidden_layers as u64 + 2 * sizes.layer(tokens),
+        let activations = match (shared, self.decoder.recomputes_layers()) {
+            // Below adapters a layer is candle's graph: values and, on the way back, their gradients, which die as it goes.
+            (true, true) => sizes.inputs(tokens) + 3 * sizes.layer(tokens),
+            (true, false) => sizes.layer(tokens) * config.num_hidden_layers as u64 + 2 * sizes.layer(tokens),
+            (false, true) => sizes.inputs(tokens) + sizes.kept(tokens) + sizes.workspace(tokens),
+            (false, false) => sizes.kept(tokens) * config.num_hidden_layers as u64 + sizes.workspace(tokens),
         };
-        let part = activations + 2 * sizes.scored_logits();
+        let part = activations + sizes.scored(tokens);
         // A part's gradients are added to the sum of those before; the optimiser copies one tensor at a time.
         let gradients = trainable * if work.n_parts > 1 { 1 + at_once } else { 1 };
         let embedding = if shared { 0 } else { sizes.embedding() };
@@ -80,7 +83,11 @@ impl SimpleAr {
             tokenizer,
             rollout: always + self.rollout_bytes(work, &sizes),
             reference_pass: always
-                + if work.reference { at_once * (2 * sizes.layer(tokens) + sizes.scored_logits()) } else { 0 },
+                + if work.reference {
+                    at_once * (sizes.kept(tokens) + sizes.workspace(tokens) + sizes.scored(tokens))
+                } else {
+                    0
+                },
             update: always + gradients + (at_once * part).max(embedding),
         }
     }
@@ -120,13 +127,33 @@ impl Sizes<'_> {
 
     /// What one layer makes of so many tokens.
     fn layer(&self, tokens: u64) -> u64 {
-        let config = self.config;
-        let heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim();
+        let (config, heads) = (self.config, self.projected());
         // Two norms, two sums and what was attended to; the projections; gate, up and their product.
         F32 * tokens * (5 * config.hidden_size + heads + 3 * config.intermediate_size) as u64
     }
 
-    fn scored_logits(&self) -> u64 {
-        F32 * SCORED_ROWS * self.slice
+    /// What is kept of a layer that goes back by hand: its input, the projections, what was attended to, the sum behind
+    /// that, gate and up.
+    fn kept(&self, tokens: u64) -> u64 {
+        F32 * tokens * (3 * self.config.hidden_size + self.projected() + 2 * self.config.intermediate_size) as u64
+    }
+
+    /// What all layers of a pass use one after another: a layer's weights, packed, and the gradients by what it made,
+    /// with its activations, packed.
+    fn workspace(&self, tokens: u64) -> u64 {
+        let config = self.config;
+        let weights = config.hidden_size * (config.hidden_size + self.projected() + 3 * config.intermediate_size);
+        let passing = 5 * config.hidden_size + self.projected() + 4 * config.intermediate_size;
+        F32 * (weights as u64 + tokens * passing as u64)
+    }
+
+    /// Numbers of a token's queries, keys and values.
+    fn projected(&self) -> usize {
+        (self.config.num_attention_heads + 2 * self.config.num_key_value_heads) * self.config.head_dim()
+    }
+
+    /// What the head holds beside its gradient: hidden states with theirs, and parts of a chunk's.
+    fn scored(&self, tokens: u64) -> u64 {
+        F32 * (2 * tokens + HEAD_PARTS * SCORED_ROWS.min(tokens)) * self.config.hidden_size as u64
     }
 }
