@@ -10,10 +10,13 @@
 
 #![expect(clippy::print_stdout, reason = "a bench speaks to a person")]
 
-use std::io::{BufRead, BufReader, Write};
+#[expect(dead_code, reason = "its laps are of two sizes and judged here")]
+#[path = "peer/mod.rs"]
+mod peer;
+
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,12 +27,14 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::StrDeserializer;
 
+use peer::contender::Contender;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The largest difference of a preprocessed value, which is a level of 1/255 times a hundredth, over the deviation.
 const PIXEL_TOLERANCE: f32 = 2e-4;
-const THREADS: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+const THREADS: NonZeroUsize = NonZeroUsize::new(peer::THREADS).unwrap();
 const ROUNDS: usize = 5;
 
 /// `check.json`.
@@ -169,7 +174,7 @@ fn race(folder: &Path, model: &Path, python: &str, provider: Provider) -> Result
     let mut ours = SessionOptions::with_threads(THREADS);
     (ours.provider, ours.images_per_run) = (provider, NonZeroUsize::new(8));
     let clip = ClipReward::load_with(model, &ours)?;
-    let torch = TORCH.map(|what| Torch::start(python, folder, what));
+    let torch = TORCH.map(|what| start_torch(python, folder, what));
     let mut torch = torch.into_iter().collect::<Result<Vec<_>>>()?;
     println!("{:<22} {:>5} {:>9} {:>9} {:>9} {:>9}", "seconds an image", "batch", "wall", "cpu", "max abs", "1 - cos");
     for batch in [1, 8] {
@@ -177,7 +182,7 @@ fn race(folder: &Path, model: &Path, python: &str, provider: Provider) -> Result
         for _ in 0..=ROUNDS {
             laps[0].push(lap(&clip, &images[..batch], &exact)?);
             for (torch, laps) in torch.iter_mut().zip(&mut laps[1..]) {
-                laps.push(torch.lap(batch)?);
+                laps.push(torch.ask(&batch.to_string())?);
             }
         }
         for (name, laps) in ["onnx runtime"].iter().chain(&TORCH).zip(&mut laps) {
@@ -200,6 +205,13 @@ fn race(folder: &Path, model: &Path, python: &str, provider: Provider) -> Result
     Ok(())
 }
 
+/// `rewards/export/torch_tower.py` in a process of its own, which is asked with the batch's size.
+fn start_torch(python: &str, folder: &Path, precision: &str) -> Result<Contender> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rewards/export/torch_tower.py");
+    let mut command = Command::new(python);
+    Contender::start("torch_tower.py", command.arg(program).arg(folder).args([precision, &THREADS.to_string()]))
+}
+
 fn lap(clip: &ClipReward, images: &[RgbImage], exact: &[Vec<f32>]) -> Result<Lap> {
     let images: Vec<&RgbImage> = images.iter().collect();
     let (start, cpu) = (Instant::now(), cpu_seconds());
@@ -215,46 +227,4 @@ fn cpu_seconds() -> f64 {
     // Fields count from behind the program's name, which may hold spaces.
     let fields = text.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2);
     fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
-}
-
-/// `rewards/export/torch_tower.py` in a process of its own.
-struct Torch {
-    process: Child,
-    questions: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Torch {
-    fn start(python: &str, folder: &Path, precision: &str) -> Result<Self> {
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rewards/export/torch_tower.py");
-        let mut command = Command::new(python);
-        command.arg(program).arg(folder).args([precision, &THREADS.to_string()]);
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context(python.to_string())?;
-        let questions = process.stdin.take().context("no pipe to torch")?;
-        let answers = BufReader::new(process.stdout.take().context("no pipe from torch")?);
-        let mut torch = Self { process, questions, answers };
-        let ready = torch.line()?;
-        ensure!(ready == "ready", "torch_tower.py said `{ready}`");
-        Ok(torch)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        ensure!(!line.is_empty(), "torch_tower.py ended; its last words are above");
-        Ok(line.trim().to_string())
-    }
-
-    fn lap(&mut self, batch: usize) -> Result<Lap> {
-        writeln!(self.questions, "{batch}")?;
-        Ok(serde_json::from_str(&self.line()?)?)
-    }
-}
-
-impl Drop for Torch {
-    fn drop(&mut self) {
-        // Whoever has ended already needs no ending.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }

@@ -1,329 +1,285 @@
-//! The decoder against PyTorch and transformers on the same weights: training passes, cached decoding, AdamW.
+//! The decoder beside transformers and torch: the same weights, rows and threads, in turns, with the peak memory of each.
 //!
-//! `cargo bench -p grpo-experiments --bench decoder -- PYTHON [miniature|half] [train|decode|adamw] [--log]`, where PYTHON
-//! is what `experiments/benches/peers/make.sh` made. Every contender is a process of its own with two threads, f32; laps
-//! go in turns, and a ratio is the median over rounds of two laps of the same moment. Losses, gradient norms and greedy
-//! tokens must agree. `--log` writes the table into experiments/LOG.md.
+//! `cargo bench -p grpo-experiments --bench decoder -- PYTHON [miniature|half]... [train|decode|adamw]... [--log]` races
+//! all shapes and cases, or those that are named; PYTHON is what benches/peers/make.sh made. `--log` writes the table into
+//! LOG.md.
 //!
-//! Floors are measured in the same run: operations over what candle's matrix product reaches on a square of 1,024 with
-//! as many threads, bytes over what two threads read and write of large arrays.
+//! Results are compared in the same run: loss and gradient norm within 1e-3, and at least the first 16 greedy tokens equal.
+//! `ratio` is the peer's time over ours, the median over rounds of laps side by side. The floor is what the machine itself
+//! needs, measured in the same rounds: for training the operations of both passes at the speed of candle's matrix product
+//! on what the caches hold, for AdamW 28 bytes a parameter at the speed of its memory. Recomputed layers have the floor of
+//! those that are kept. Peaks are of whole processes, loading included. Our AdamW takes the gradient's norm as well, which
+//! the peer's does not; our snapshot for decoding is made once and timed apart.
 
 #![expect(clippy::print_stdout, reason = "a bench speaks to a person")]
 
-mod race;
+#[path = "peer/mod.rs"]
+mod peer;
+#[path = "decoder/worker.rs"]
+mod worker;
 
 use std::path::Path;
-use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
-use grpo::{AdamW, Gradients, OptimConfig, Seed};
-use grpo_policies::decoder::{Decoder, DecoderConfig, Targets};
+use grpo::Seed;
+use grpo_policies::decoder::{Decoder, DecoderConfig};
 use grpo_policies::safetensors_file::Precision;
-use race::{Contender, End, Lap, median, race, serve, speed};
-use rayon::prelude::*;
+
+use peer::contender::{Contender, End, Lap};
+use peer::report::{Table, peaks};
+use peer::{THREADS, median, race, ratio, seconds};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const THREADS: usize = 2;
+const ROUNDS: usize = 5;
+/// How far loss and gradient norm may be from the peer's, relative to it.
+const TOLERANCE: f64 = 1e-3;
+/// Greedy tokens that must be the peer's; later ones may part where two logits are as good as equal.
+const EQUAL_TOKENS: usize = 16;
+const SHAPES: [&str; 2] = ["miniature", "half"];
+const KINDS: [&str; 3] = ["train", "decode", "adamw"];
+const COLUMNS: [&str; 7] = ["case", "ours", "peer", "ratio", "peak memory: ours, peer", "peer's over ours", "floor"];
 
-/// What is timed on which shape: the contenders' arguments, and how often.
-struct Case {
-    name: &'static str,
-    arguments: &'static [&'static str],
-    rounds: usize,
-    /// Tokens of a lap.
-    tokens: usize,
+/// What both sides do in a lap.
+#[derive(Clone, Copy)]
+enum Case {
+    Train { batch: usize, length: usize, recompute: bool },
+    Decode { batch: usize, prompt: usize, new: usize },
+    AdamW,
 }
 
-const MINIATURE: [Case; 4] = [
-    Case { name: "train, 2 x 512", arguments: &["train", "2", "512"], rounds: 9, tokens: 1024 },
-    Case { name: "decode, batch 1", arguments: &["decode", "1", "64", "128"], rounds: 7, tokens: 128 },
-    Case { name: "decode, batch 16", arguments: &["decode", "16", "64", "128"], rounds: 7, tokens: 2048 },
-    Case { name: "adamw", arguments: &["adamw"], rounds: 9, tokens: 0 },
-];
-
-const HALF: [Case; 4] = [
-    Case { name: "train, 1 x 512", arguments: &["train", "1", "512"], rounds: 4, tokens: 512 },
-    Case { name: "decode, batch 1", arguments: &["decode", "1", "32", "24"], rounds: 4, tokens: 24 },
-    Case { name: "decode, batch 16", arguments: &["decode", "16", "32", "24"], rounds: 4, tokens: 384 },
-    Case { name: "adamw", arguments: &["adamw"], rounds: 5, tokens: 0 },
-];
-
-fn config(shape: &str) -> DecoderConfig {
-    let sizes = match shape {
-        "miniature" => (8_192, 256, 1_024, 6, 4),
-        _ => (65_536, 896, 4_864, 24, 14),
-    };
-    let (vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads) = sizes;
-    DecoderConfig {
-        vocab_size,
-        hidden_size,
-        intermediate_size,
-        num_hidden_layers,
-        num_attention_heads,
-        num_key_value_heads: 2,
-        max_position_embeddings: 4_096,
-        tie_word_embeddings: false,
-        ..DecoderConfig::default()
-    }
+/// A shape by name, its folder, and its counts.
+struct Shape<'a> {
+    name: &'a str,
+    folder: &'a Path,
+    config: DecoderConfig,
+    n_params: usize,
 }
 
 fn main() -> Result<()> {
     grpo_policies::keep_freed_memory();
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["worker", folder, rest @ ..] = &arguments[..] {
-        return work(Path::new(folder), rest);
-    }
-    let Some((python, chosen)) = arguments.split_first() else {
-        bail!("give the python that experiments/benches/peers/make.sh made; the file's head says more")
-    };
-    let wants = |kinds: &[&str], kind: &str| {
-        let named: Vec<_> = chosen.iter().filter(|word| kinds.contains(word)).collect();
-        named.is_empty() || named.contains(&&kind)
-    };
-    let (operations, bytes) = (multiply_speed()?, memory_speed());
-    let mut lines = vec![
-        "| shape | case | grpo | peer | speed | peak memory, grpo and peer | share of the floor |".to_string(),
-        "|---|---|---|---|---|---|---|".into(),
-    ];
-    for (shape, cases) in [("miniature", MINIATURE), ("half", HALF)] {
-        if !wants(&["miniature", "half"], shape) {
-            continue;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
+    match words[..] {
+        ["worker", ref rest @ ..] => worker::run(rest),
+        [python, ref names @ ..] => {
+            if let Some(name) = names.iter().find(|name| !SHAPES.contains(name) && !KINDS.contains(name)) {
+                bail!("`{name}` is neither a shape, {SHAPES:?}, nor a case, {KINDS:?}");
+            }
+            let table = race_all(python, names)?;
+            println!("\n{table}");
+            match arguments.iter().any(|argument| argument == "--log") {
+                true => table.log("the decoder beside transformers and torch", &about()),
+                false => Ok(()),
+            }
         }
+        [] => bail!("give PYTHON, the interpreter that benches/peers/make.sh made; the file's head says more"),
+    }
+}
+
+fn about() -> String {
+    format!(
+        "`cargo bench -p grpo-experiments --bench decoder`, {THREADS} threads, medians of {ROUNDS} rounds in turns; the \
+         bench's head says what ratio and floor are."
+    )
+}
+
+/// Those that were named, or all where none was.
+fn chosen<'a>(all: &[&'a str], names: &[&str]) -> Vec<&'a str> {
+    let named: Vec<&str> = all.iter().copied().filter(|name| names.contains(name)).collect();
+    if named.is_empty() { all.to_vec() } else { named }
+}
+
+fn race_all(python: &str, names: &[&str]) -> Result<Table> {
+    let mut table = Table::new(&COLUMNS);
+    for name in chosen(&SHAPES, names) {
         let folder = tempfile::tempdir()?;
-        Decoder::init(config(shape), Seed::new(1))?.save(folder.path(), Precision::F32)?;
-        for case in cases.iter().filter(|case| wants(&["train", "decode", "adamw"], case.arguments[0])) {
-            let floor = Floor { config: &config(shape), operations, bytes };
-            lines.extend(compare(shape, case, python, folder.path(), &floor)?);
+        let shape = Shape::write(name, folder.path())?;
+        for case in chosen(&KINDS, names).into_iter().flat_map(|kind| shape.cases(kind)) {
+            table.push(shape.race(python, case)?);
         }
     }
-    let table = lines.join("\n");
-    println!("{table}\n\nmultiply-adds {operations:.3e} FLOP/s, memory {bytes:.3e} B/s, load {}", load());
-    if chosen.contains(&"--log") { log(&table) } else { Ok(()) }
+    Ok(table)
 }
 
-fn load() -> String {
-    std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_string()
-}
-
-/// One case: ours, with layers made again where it trains, and the peer.
-fn compare(shape: &str, case: &Case, python: &str, folder: &Path, floor: &Floor<'_>) -> Result<Vec<String>> {
-    let kind = case.arguments[0];
-    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/decoder.py");
-    let mut names = vec!["grpo"];
-    let mut contenders = vec![Contender::start("grpo", &mut ours(folder, case.arguments)?)?];
-    if kind == "train" {
-        let again = [&["again"], &case.arguments[1..]].concat();
-        contenders.push(Contender::start("grpo, layers again", &mut ours(folder, &again)?)?);
-        names.push("grpo, layers made again");
-    }
-    let mut peer = Command::new(python);
-    peer.arg(program).arg(folder).arg(THREADS.to_string()).args(case.arguments);
-    contenders.push(Contender::start("the peer", &mut peer)?);
-    let laps = race(&mut contenders, case.rounds)?;
-    let ends: Vec<End> = contenders.into_iter().map(Contender::end).collect::<Result<_>>()?;
-    let (Some((peer, ours)), Some((peer_end, our_ends))) = (laps.split_last(), ends.split_last()) else {
-        bail!("nobody ran")
-    };
-    let seconds = |laps: &[Lap]| median(laps.iter().map(|lap| lap.seconds));
-    let shown = |seconds: f64| match case.tokens {
-        0 => format!("{seconds:.3} s"),
-        tokens => format!("{seconds:.3} s, {:.0} tokens/s", tokens as f64 / seconds),
-    };
-    let mut lines = Vec::new();
-    for ((name, laps), end) in names.iter().zip(ours).zip(our_ends) {
-        let agreement = agree(kind, &laps[0].value, &peer[0].value)?;
-        let (mine, theirs) = (end.peak_bytes / 1e9, peer_end.peak_bytes / 1e9);
-        lines.push(format!(
-            "| {shape} | {}, {name}{agreement} | {} | {} | {:.2} | {mine:.2} GB, {theirs:.2} GB: {:.2} | {} |",
-            case.name,
-            shown(seconds(laps)),
-            shown(seconds(peer)),
-            speed(laps, peer),
-            mine / theirs,
-            floor.share(case, seconds(laps)),
-        ));
-    }
-    Ok(lines)
-}
-
-fn ours(folder: &Path, arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("worker").arg(folder).args(arguments);
-    command.env("RAYON_NUM_THREADS", THREADS.to_string()).env("CANDLE_NUM_THREADS", THREADS.to_string());
-    Ok(command)
-}
-
-/// An error where contenders computed different things; what is worth saying where they did not.
-fn agree(kind: &str, ours: &[f64], peer: &[f64]) -> Result<String> {
-    match kind {
-        "train" => {
-            let close = ours.len() == 2 && ours.iter().zip(peer).all(|(a, b)| (a - b).abs() < 1e-3 * b.abs());
-            ensure!(close, "loss and gradient norm are {ours:?}; the peer's are {peer:?}");
-            Ok(String::new())
-        }
-        "decode" => {
-            let same = ours.iter().zip(peer).take_while(|(a, b)| a == b).count();
-            ensure!(same >= 16, "only the first {same} tokens are the peer's");
-            Ok(format!(" ({same} of {} tokens the same)", peer.len()))
-        }
-        _ => Ok(String::new()),
-    }
-}
-
-/// What the machine could do at best.
-struct Floor<'a> {
-    config: &'a DecoderConfig,
-    operations: f64,
-    bytes: f64,
-}
-
-impl Floor<'_> {
-    /// The least time over the time taken.
-    fn share(&self, case: &Case, seconds: f64) -> String {
-        let config = self.config;
-        let width = config.hidden_size;
-        let kv = config.num_key_value_heads * config.head_dim();
-        let layer = width * (2 * width + 2 * kv) + 3 * width * config.intermediate_size;
-        let read = (config.num_hidden_layers * layer + config.vocab_size * width) as f64;
-        let least = match (case.arguments[0], &case.arguments[1..]) {
-            ("train", [batch, length]) => {
-                let (batch, length): (f64, f64) = (batch.parse().unwrap_or(0.0), length.parse().unwrap_or(0.0));
-                // Both products of a causal square, once forward and two and a half times back.
-                let attention = 3.5 * 2.0 * length * length * (width * config.num_hidden_layers) as f64;
-                batch * (6.0 * read * length + attention) / self.operations
-            }
-            ("decode", [batch, _, new]) => {
-                let (batch, new): (f64, f64) = (batch.parse().unwrap_or(0.0), new.parse().unwrap_or(0.0));
-                new * (2.0 * read * batch / self.operations).max(4.0 * read / self.bytes)
-            }
-            _ => 28.0 * (read + (config.vocab_size * width) as f64) / self.bytes,
+impl<'a> Shape<'a> {
+    /// Fresh weights in a Hugging Face folder.
+    fn write(name: &'a str, folder: &'a Path) -> Result<Self> {
+        let positions = DecoderConfig {
+            max_position_embeddings: 4096,
+            rope_theta: 1e6,
+            tie_word_embeddings: false,
+            num_key_value_heads: 2,
+            ..DecoderConfig::default()
         };
-        format!("{:.0} % of {least:.3} s", 100.0 * least / seconds)
+        let config = match name {
+            "miniature" => DecoderConfig {
+                vocab_size: 8192,
+                hidden_size: 256,
+                intermediate_size: 1024,
+                num_hidden_layers: 6,
+                num_attention_heads: 4,
+                ..positions
+            },
+            _ => DecoderConfig {
+                vocab_size: 65_536,
+                hidden_size: 896,
+                intermediate_size: 4864,
+                num_hidden_layers: 24,
+                num_attention_heads: 14,
+                ..positions
+            },
+        };
+        let decoder = Decoder::init(config.clone(), Seed::new(1))?;
+        decoder.save(folder, Precision::F32)?;
+        Ok(Self { name, folder, config, n_params: decoder.n_elements() })
     }
-}
 
-/// Operations a second of candle's product of squares of 1,024, the fastest of ten.
-fn multiply_speed() -> Result<f64> {
-    let square = Tensor::ones((1_024, 1_024), candle_core::DType::F32, &Device::Cpu)?;
-    let mut best = f64::INFINITY;
-    for _ in 0..10 {
-        let start = Instant::now();
-        square.matmul(&square)?;
-        best = best.min(start.elapsed().as_secs_f64());
+    fn is_small(&self) -> bool {
+        self.name == "miniature"
     }
-    Ok(2.0 * 1_024f64.powi(3) / best)
-}
 
-/// Bytes a second of reading four large arrays and writing three of them, the fastest of five.
-fn memory_speed() -> f64 {
-    const N: usize = 1 << 25;
-    let mut arrays = [0.0, 1.0, 2.0].map(|x| vec![x; N]);
-    let read = vec![1f32; N];
-    let mut best = f64::INFINITY;
-    for _ in 0..5 {
-        let start = Instant::now();
-        let [a, b, c] = arrays.each_mut().map(|array| array.par_chunks_mut(1 << 14));
-        a.zip(b).zip(c).zip(read.par_chunks(1 << 14)).for_each(|(((a, b), c), read)| {
-            for (((a, b), c), x) in a.iter_mut().zip(b).zip(c).zip(read) {
-                (*a, *b, *c) = (*a + x, *b + x, *c + x);
+    fn cases(&self, kind: &str) -> Vec<Case> {
+        match kind {
+            "train" => {
+                let batch = if self.is_small() { 2 } else { 1 };
+                [false, true].map(|recompute| Case::Train { batch, length: 512, recompute }).to_vec()
             }
-        });
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    28.0 * N as f64 / best
-}
-
-/// Puts the table on top of the log's entries.
-fn log(table: &str) -> Result<()> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("LOG.md");
-    let text = std::fs::read_to_string(&path)?;
-    let at = text.find("\n## ").context("LOG.md has no entry")?;
-    let words = |program: &str, arguments: &[&str]| -> Result<String> {
-        Ok(String::from_utf8_lossy(&Command::new(program).args(arguments).output()?.stdout).trim().to_string())
-    };
-    let (date, commit) = (words("date", &["+%Y-%m-%d"])?, words("git", &["rev-parse", "--short", "HEAD"])?);
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu =
-        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(':').nth(1)).unwrap_or("unknown").trim();
-    let title = format!(
-        "\n## {date}: the decoder against PyTorch and transformers\n\nCommit {commit}, {cpu}, {THREADS} threads, f32; `cargo bench -p grpo-experiments --bench decoder -- PYTHON --log`; load {}.\n\n",
-        load()
-    );
-    Ok(std::fs::write(path, [&text[..at], &title, table, "\n", &text[at..]].concat())?)
-}
-
-/// A contender of ours.
-fn work(folder: &Path, arguments: &[&str]) -> Result<()> {
-    let size = |at: usize| arguments.get(at).context("too few sizes")?.parse::<usize>().map_err(anyhow::Error::from);
-    match arguments[0] {
-        "decode" => decode(folder, (size(1)?, size(2)?, size(3)?)),
-        "adamw" => adamw(folder),
-        kind => train(folder, kind == "again", (size(1)?, size(2)?)),
-    }
-}
-
-fn rows(vocabulary: usize, batch: usize, length: usize) -> Vec<Vec<u32>> {
-    let id = |at: usize| ((at * 7_919 + 13) % vocabulary) as u32;
-    (0..batch).map(|row| (0..length).map(|at| id(row * length + at)).collect()).collect()
-}
-
-fn train(folder: &Path, again: bool, (batch, length): (usize, usize)) -> Result<()> {
-    let decoder = Decoder::load(folder, &Device::Cpu, true)?;
-    let decoder = if again { decoder.recompute_layers() } else { decoder };
-    let vocabulary = decoder.config().vocab_size;
-    let rows = rows(vocabulary, batch, length);
-    let places = (0..batch).flat_map(|row| (0..length - 1).map(move |at| (row, at))).collect();
-    let ids: Vec<u32> = rows.iter().flat_map(|row| &row[1..]).copied().collect();
-    let n = ids.len();
-    let targets = Targets { places, ids, slice: 0..vocabulary, temperature: 1.0 };
-    let by_log_probs = Tensor::full(-1.0 / n as f32, n, &Device::Cpu)?;
-    serve(|| {
-        let start = Instant::now();
-        let scores = decoder.score(&rows, &targets)?;
-        let mut gradients = Gradients::new();
-        scores.tape.context("no tape")?.backward(&by_log_probs, None, &mut gradients)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let loss = -scores.log_probs.mean_all()?.to_scalar::<f32>()?;
-        Ok(Lap { seconds, value: vec![f64::from(loss), gradients.norm()?] })
-    })
-}
-
-fn decode(folder: &Path, (batch, length, new): (usize, usize, usize)) -> Result<()> {
-    let decoder = Decoder::load(folder, &Device::Cpu, false)?;
-    let vocabulary = decoder.config().vocab_size;
-    let rows = rows(vocabulary, batch, length);
-    let snapshot = decoder.snapshot(0..vocabulary)?;
-    drop(decoder);
-    serve(|| {
-        let start = Instant::now();
-        let (mut cache, mut hidden) = snapshot.prefill(&rows, length + new)?;
-        let mut first = Vec::with_capacity(new);
-        for step in 0..new {
-            let best = snapshot.logits(&hidden)?.argmax(1)?.to_vec1::<u32>()?;
-            first.push(f64::from(best[0]));
-            if step + 1 < new {
-                hidden = snapshot.decode_step(&mut cache, &best)?;
+            "decode" => {
+                let (prompt, new) = if self.is_small() { (64, 128) } else { (32, 24) };
+                [1, 16].map(|batch| Case::Decode { batch, prompt, new }).to_vec()
             }
+            _ => vec![Case::AdamW],
         }
-        Ok(Lap { seconds: start.elapsed().as_secs_f64(), value: first })
-    })
+    }
+
+    /// The table's row of a case.
+    fn race(&self, python: &str, case: Case) -> Result<Vec<String>> {
+        let folder = self.folder.to_str().context("the temporary folder's name is not text")?;
+        let arguments = |mode: &str, sizes: &[usize]| {
+            let fixed = [folder.to_string(), THREADS.to_string(), mode.to_string()];
+            fixed.into_iter().chain(sizes.iter().map(usize::to_string)).collect::<Vec<String>>()
+        };
+        let (ours, peer, sizes) = case.modes();
+        let mut contenders = vec![
+            Contender::start_worker(&arguments(ours, &sizes))?,
+            Contender::start_peer(python, "decoder.py", &arguments(peer, &sizes))?,
+        ];
+        if let Some((mode, sizes)) = case.floor_worker(self.n_params) {
+            contenders.push(Contender::start_worker(&arguments(mode, &sizes))?);
+        }
+        let laps = race(&mut contenders, ROUNDS)?;
+        let ends = contenders.into_iter().map(Contender::end).collect::<Result<Vec<End>>>()?;
+        let note = case.compare(&laps[0], &laps[1])?;
+        let row = self.row(case, &laps, &ends);
+        let snapshot = ends[0].notes.get("snapshot_s").map(|s| format!("; snapshot made in {s:.3} s"));
+        println!("{}: {note}{}", row[0], snapshot.unwrap_or_default());
+        Ok(row)
+    }
+
+    fn row(&self, case: Case, laps: &[Vec<Lap>], ends: &[End]) -> Vec<String> {
+        let (ours, peer) = (&laps[0], &laps[1]);
+        let [peaks, lower] = peaks(&ends[0], &ends[1]);
+        let floor = laps.get(2).map(|floor| {
+            let work = self.work(case);
+            let share = |(floor, ours): (&Lap, &Lap)| work / floor.value[0] / ours.seconds;
+            let share = median(floor.iter().zip(ours).map(share));
+            let speed = median(floor.iter().map(|lap| lap.value[0]));
+            let unit = if matches!(case, Case::AdamW) { "GB/s" } else { "GFLOP/s" };
+            format!("{:.3} s at {:.0} {unit}; share of floor {share:.2}", work / speed, speed / 1e9)
+        });
+        vec![
+            format!("{} {}", self.name, case.name()),
+            self.told(case, seconds(ours)),
+            self.told(case, seconds(peer)),
+            format!("{:.2}", ratio(ours, peer)),
+            peaks,
+            lower,
+            floor.unwrap_or_default(),
+        ]
+    }
+
+    /// A lap's time in the case's own unit.
+    fn told(&self, case: Case, seconds: f64) -> String {
+        match case {
+            Case::Train { .. } => format!("{seconds:.3} s"),
+            Case::Decode { batch, new, .. } => format!("{:.1} tokens/s", (batch * new) as f64 / seconds),
+            Case::AdamW => format!("{seconds:.4} s, {:.1} GB/s", self.work(case) / seconds / 1e9),
+        }
+    }
+
+    /// Floating-point operations of a lap, or the bytes of an update, which no program can do without.
+    fn work(&self, case: Case) -> f64 {
+        match case {
+            Case::Train { batch, length, .. } => {
+                let config = &self.config;
+                // A row of the embedding is looked up, not multiplied.
+                let multiplied = self.n_params - config.vocab_size * config.hidden_size;
+                let heads = config.num_attention_heads * config.head_dim();
+                // Two products forward and five backward over the lower half of each head's positions.
+                let attention = 3.5 * 4.0 * (length * length) as f64 / 2.0 * heads as f64;
+                6.0 * multiplied as f64 * (batch * length) as f64
+                    + attention * (config.num_hidden_layers * batch) as f64
+            }
+            Case::Decode { .. } => f64::NAN,
+            // Parameter, gradient and two moments are read, all but the gradient written.
+            Case::AdamW => 28.0 * self.n_params as f64,
+        }
+    }
 }
 
-fn adamw(folder: &Path) -> Result<()> {
-    let decoder = Decoder::load(folder, &Device::Cpu, true)?;
-    let mut gradients = Gradients::new();
-    for (name, var) in decoder.params().iter() {
-        gradients.add_values(name, vec![0.01; var.elem_count()], var.shape())?;
+impl Case {
+    fn name(self) -> String {
+        match self {
+            Self::Train { batch, length, recompute } => {
+                format!("train {batch} x {length}{}", if recompute { ", layers recomputed" } else { "" })
+            }
+            Self::Decode { batch, prompt, new } => format!("decode {batch} x ({prompt} + {new})"),
+            Self::AdamW => "AdamW".into(),
+        }
     }
-    let mut adamw = AdamW::new(decoder.params(), OptimConfig { lr: 1e-5, ..OptimConfig::default() })?;
-    serve(|| {
-        let start = Instant::now();
-        adamw.step(&gradients, 1e-5)?;
-        Ok(Lap { seconds: start.elapsed().as_secs_f64(), value: Vec::new() })
-    })
+
+    /// Our mode, the peer's, and the sizes of both.
+    fn modes(self) -> (&'static str, &'static str, Vec<usize>) {
+        match self {
+            Self::Train { batch, length, recompute } => {
+                (if recompute { "train-recomputed" } else { "train" }, "train", vec![batch, length])
+            }
+            Self::Decode { batch, prompt, new } => ("decode", "decode", vec![batch, prompt, new]),
+            Self::AdamW => ("adamw", "adamw", Vec::new()),
+        }
+    }
+
+    /// The mode of our worker that measures the machine, where the case has a floor.
+    fn floor_worker(self, n_params: usize) -> Option<(&'static str, Vec<usize>)> {
+        match self {
+            Self::Train { .. } => Some(("products", Vec::new())),
+            Self::Decode { .. } => None,
+            Self::AdamW => Some(("memory", vec![n_params])),
+        }
+    }
+
+    /// How well the two agree; an error where they do not.
+    fn compare(self, ours: &[Lap], peer: &[Lap]) -> Result<String> {
+        let (ours, peer) = (ours.first().context("no lap")?, peer.first().context("no lap")?);
+        match self {
+            Self::Train { .. } => {
+                let off = |(ours, peer): (&f64, &f64)| (ours - peer).abs() / peer.abs();
+                let off: Vec<f64> = ours.value.iter().zip(&peer.value).map(off).collect();
+                let agree = off.len() == 2 && off.iter().all(|off| *off <= TOLERANCE);
+                ensure!(agree, "loss and gradient norm are {:?}, the peer's {:?}", ours.value, peer.value);
+                Ok(format!(
+                    "loss {:.5}, off by {:.0e}; gradient norm {:.5}, off by {:.0e}",
+                    ours.value[0], off[0], ours.value[1], off[1]
+                ))
+            }
+            Self::Decode { new, .. } => {
+                let n_equal = ours.value.iter().zip(&peer.value).take_while(|(ours, peer)| ours == peer).count();
+                ensure!(n_equal >= EQUAL_TOKENS.min(new), "{n_equal} tokens are the peer's; {EQUAL_TOKENS} must be");
+                Ok(format!("{n_equal} of {new} greedy tokens are the peer's"))
+            }
+            Self::AdamW => Ok("nothing to compare; tests/golden has AdamW's numbers".into()),
+        }
+    }
 }

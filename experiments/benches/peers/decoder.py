@@ -1,92 +1,87 @@
-"""The peer of benches/decoder.rs: PyTorch and transformers, one lap for each line `go` on its standard input.
+"""transformers and torch as the peer of experiments/benches/decoder.rs, which starts it and speaks to it in lines.
 
-    python decoder.py FOLDER THREADS train BATCH LENGTH
-    python decoder.py FOLDER THREADS decode BATCH PROMPT NEW
-    python decoder.py FOLDER THREADS adamw
+    python decoder.py FOLDER THREADS train BATCH LENGTH | decode BATCH PROMPT NEW | adamw
 
-FOLDER is a Hugging Face folder; the ids of a batch are (i * 7919 + 13) % vocabulary, row after row.
-Versions: peers/requirements.txt.
+FOLDER holds config.json and model.safetensors in f32. A lap is a forward and a backward pass, a greedy generation, or a
+step of the fused AdamW; its value is [loss, norm of the gradient], the new ids of the first row, or nothing.
 """
-
-import json
-import os
 import sys
 import time
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+from protocol import Channel, quiet
 
-import torch
-from transformers import AutoModelForCausalLM
+CHANNEL = Channel()
+quiet()
 
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 
-def main():
-    folder, threads, mode, *sizes = sys.argv[1:]
-    sizes = [int(size) for size in sizes]
-    torch.set_num_threads(int(threads))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    model.config.use_cache = mode == "decode"
-    lap = {"train": train, "decode": decode, "adamw": adamw}[mode](model, *sizes)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        if line.strip() != "go":
-            break
-        seconds, value = lap()
-        print(json.dumps({"seconds": seconds, "value": value}), flush=True)
-    peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:"))
-    print(json.dumps({"peak_bytes": 1024.0 * int(peak)}), flush=True)
+PIECE = 1 << 20
 
 
-def ids_of(model, batch, length):
-    return ((torch.arange(batch * length) * 7919 + 13) % model.config.vocab_size).reshape(batch, length)
+def ids(model, batch, length):
+    """The bench's own formula, so that both sides read the same without a file."""
+    flat = (torch.arange(batch * length) * 7919 + 13) % model.config.vocab_size
+    return flat.reshape(batch, length)
+
+
+def norm(model):
+    """In f64, since f32 sums of so many squares differ in the digits that are compared; by pieces, which make no peak."""
+    pieces = (piece for param in model.parameters() for piece in param.grad.view(-1).split(PIECE))
+    return sum(float(piece.double().square().sum()) for piece in pieces) ** 0.5
 
 
 def train(model, batch, length):
+    rows = ids(model, batch, length)
     model.train()
-    ids = ids_of(model, batch, length)
 
     def lap():
-        start = time.perf_counter()
+        started = time.perf_counter()
         model.zero_grad(set_to_none=True)
-        loss = model(input_ids=ids, labels=ids).loss
+        loss = model(input_ids=rows, labels=rows, use_cache=False).loss
         loss.backward()
-        seconds = time.perf_counter() - start
-        norm = torch.sqrt(sum(p.grad.double().square().sum() for p in model.parameters()))
-        return seconds, [loss.item(), norm.item()]
+        seconds = time.perf_counter() - started
+        return seconds, [loss.item(), norm(model)]
 
     return lap
 
 
 def decode(model, batch, prompt, new):
+    prompts = ids(model, batch, prompt)
     model.eval()
-    ids = ids_of(model, batch, prompt)
+    settings = {"do_sample": False, "min_new_tokens": new, "max_new_tokens": new, "pad_token_id": 0}
 
     def lap():
-        start = time.perf_counter()
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new,
-                min_new_tokens=new,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        return time.perf_counter() - start, out[0, prompt:].tolist()
+        started = time.perf_counter()
+        rows = model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), **settings)
+        seconds = time.perf_counter() - started
+        return seconds, rows[0, prompt:].tolist()
 
     return lap
 
 
 def adamw(model):
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 0.01)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    for param in model.parameters():
+        param.grad = torch.full_like(param, 0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.0, fused=True)
 
     def lap():
-        start = time.perf_counter()
+        started = time.perf_counter()
         optimizer.step()
-        return time.perf_counter() - start, []
+        return time.perf_counter() - started, []
 
     return lap
+
+
+def main():
+    folder, threads, mode, *sizes = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    CHANNEL.imported()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    lap = {"train": train, "decode": decode, "adamw": adamw}[mode](model, *map(int, sizes))
+    CHANNEL.say("ready")
+    while CHANNEL.wait():
+        CHANNEL.lap(*lap())
 
 
 if __name__ == "__main__":
