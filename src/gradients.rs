@@ -7,7 +7,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use crate::host::{edit, host, is_host_f32};
-use crate::{Params, Result};
+use crate::{DeviceOptimiser, Params, Result};
 
 /// Accumulated gradients by parameter name, f32.
 #[derive(Debug, Default)]
@@ -37,6 +37,19 @@ impl Gradients {
     pub fn add_values(&mut self, name: &str, values: Vec<f32>, shape: impl Into<Shape>) -> Result<()> {
         let gradient = Tensor::from_vec(values, shape.into(), &Device::Cpu)?;
         self.add_sum(name, Sum { gradient, owned: true })
+    }
+
+    /// The sum of one parameter's gradient for a device to add to where it lies; zeros where there is none yet.
+    ///
+    /// Nothing else holds its numbers, or will.
+    pub fn sum_of(&mut self, name: &str, like: &Tensor) -> Result<Tensor> {
+        let sum = match self.0.remove(name) {
+            None => Tensor::zeros(like.shape(), DType::F32, like.device())?,
+            Some(Sum { gradient, owned: true }) => gradient,
+            Some(Sum { gradient, owned: false }) => gradient.copy()?,
+        };
+        self.0.insert(name.into(), Sum { gradient: sum.clone(), owned: true });
+        Ok(sum)
     }
 
     /// Adds every gradient of another sum.
@@ -76,6 +89,17 @@ impl Gradients {
 
     /// The Euclidean norm over all parameters together.
     pub fn norm(&self) -> Result<f64> {
+        self.norm_by(None)
+    }
+
+    /// The norm, by a device's own code where it has any.
+    pub(crate) fn norm_by(&self, device: Option<&dyn DeviceOptimiser>) -> Result<f64> {
+        if let Some(device) = device {
+            let all: Vec<&Tensor> = self.0.values().map(|sum| &sum.gradient).collect();
+            if let Some(sum) = device.sum_of_squares(&all)? {
+                return Ok(sum.sqrt());
+            }
+        }
         let mut sum = 0.0;
         for Sum { gradient, .. } in self.0.values() {
             sum += match is_host_f32(gradient) {

@@ -72,7 +72,7 @@ pub use gradients::Gradients;
 pub use held_out::held_out_seed;
 pub use objective::{Aggregation, Objective, Surrogate};
 pub use observe::Observer;
-pub use optim::{AdamW, OptimConfig, Schedule};
+pub use optim::{AdamW, DeviceOptimiser, OptimConfig, Schedule, StepNumbers};
 pub use panel::{before_after, panel};
 pub use policy::{Completion, LogProbs, LossGradient, Params, Policy, Request, Sample, Scoring};
 pub use prompt::Prompt;

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use image::RgbImage;
 use serde::Serialize;
 
-use crate::{BoxError, Error, Gradients, Prompt, Result, Seed};
+use crate::{BoxError, DeviceOptimiser, Error, Gradients, Prompt, Result, Seed};
 
 /// What a policy makes and rewards judge, and how a person looks at it.
 pub trait Sample: Send + Sync {
@@ -150,6 +150,17 @@ pub trait Policy: Sync {
         gradients: &mut Gradients,
     ) -> Result<(), BoxError> {
         Ok(gradients.add_backward(&log_probs.surrogate(gradient)?, &self.params())?)
+    }
+
+    /// The optimiser's work in code of the policy's device; `None` leaves it to candle's operations.
+    fn device_optimiser(&self) -> Option<Arc<dyn DeviceOptimiser>> {
+        None
+    }
+
+    /// How far a replayed log-prob may be from the sampled one by rounding alone: more than this is refused before
+    /// training. What computes in less than f32 says more.
+    fn replay_tolerance(&self) -> f32 {
+        1e-2
     }
 
     /// Rows and columns in which a sample's choices lie, for maps of what happens where; `None` where they are no grid.

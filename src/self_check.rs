@@ -6,9 +6,6 @@ use crate::{
     Completion, Error, Gradients, LogProbs, LossGradient, Objective, Policy, Prompt, Request, Result, Scoring, Seed,
 };
 
-/// Sampled and replayed log-probs may differ by rounding; a wrong mask, temperature or position differs by far more.
-const MAX_DIFFERENCE: f32 = 1e-2;
-
 /// Refuses an objective that policy and reference cannot serve: a reference that is not there or cannot be moved, a
 /// correction where sampler and scorer are one.
 pub(crate) fn parts<P: Policy>(objective: &Objective, policy: &P, reference: Option<&P>) -> Result<()> {
@@ -71,7 +68,7 @@ pub(crate) fn replay<P: Policy>(policy: &P, prompts: &[&Prompt], completions: &[
             return Err(Error::SelfCheck(format!("{message}; log_probs must give one row for each trace, in order")));
         }
         for (completion, replayed) in completions.iter().zip(&replayed) {
-            check_ratio(&completion.log_probs, replayed)?;
+            check_ratio(&completion.log_probs, replayed, policy.replay_tolerance())?;
         }
     }
     Ok(log_probs)
@@ -138,14 +135,15 @@ fn backward<P: Policy>(policy: &P, log_probs: &LogProbs, gradient: &LossGradient
     Ok(gradients)
 }
 
-fn check_ratio(sampled: &[f32], replayed: &[f32]) -> Result<()> {
+/// Sampled and replayed log-probs may differ by rounding; a wrong mask, temperature or position differs by far more.
+fn check_ratio(sampled: &[f32], replayed: &[f32], tolerance: f32) -> Result<()> {
     if replayed.len() < sampled.len() {
         let message = format!("{} choices were sampled and {} replayed", sampled.len(), replayed.len());
         return Err(Error::SelfCheck(format!("{message}; log_probs must score every choice of the trace")));
     }
     for (choice, (&then, &now)) in sampled.iter().zip(replayed).enumerate() {
         // Written so that NaN fails too.
-        let agrees = (now - then).abs() <= MAX_DIFFERENCE;
+        let agrees = (now - then).abs() <= tolerance;
         if !agrees {
             return Err(Error::SelfCheck(format!(
                 "the first ratio is {:.4} at choice {choice} and must be 1: the sampled log-prob is {then}, the replayed one {now}; \

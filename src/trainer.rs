@@ -59,7 +59,7 @@ impl<P: Policy> Trainer<P> {
             )));
         }
         self_check::parts(&config.objective, &policy, reference.as_ref())?;
-        let optimizer = AdamW::new(policy.params(), config.optim)?;
+        let optimizer = AdamW::new(policy.params(), config.optim)?.on_device(policy.device_optimiser());
         Ok(Self {
             config,
             policy,

@@ -133,8 +133,20 @@ impl<P: Policy> Update<'_, P> {
             .step_by(self.rows_per_backward)
             .map(|start| start..(start + self.rows_per_backward).min(n_rows))
             .collect();
+        if self.parts_at_once == 1 {
+            // A sum of each gradient is enough: every part adds to it where it lies.
+            for range in ranges {
+                totals.merge(&self.part(batch, range, &mut gradients)?);
+            }
+            return Ok((gradients, totals));
+        }
+        let alone = |range: &Range<usize>| {
+            let mut gradients = Gradients::new();
+            let totals = self.part(batch, range.clone(), &mut gradients)?;
+            Ok((gradients, totals))
+        };
         for ranges in ranges.chunks(self.parts_at_once) {
-            let done: Vec<Result<_>> = ranges.par_iter().map(|range| self.part(batch, range.clone())).collect();
+            let done: Vec<Result<_>> = ranges.par_iter().map(alone).collect();
             for part in done {
                 let (of_part, totals_of_part) = part?;
                 gradients.add_all(of_part)?;
@@ -144,7 +156,8 @@ impl<P: Policy> Update<'_, P> {
         Ok((gradients, totals))
     }
 
-    fn part(&self, batch: &Batch<'_, P>, range: Range<usize>) -> Result<(Gradients, Totals)> {
+    /// Adds the gradients of some rows.
+    fn part(&self, batch: &Batch<'_, P>, range: Range<usize>, gradients: &mut Gradients) -> Result<Totals> {
         let log_probs = log_probs(self.policy, &batch.rows()[range.clone()])?;
         let targets = batch.targets(&log_probs, range, self.objective)?;
         let values = table(log_probs.values())?;
@@ -153,16 +166,15 @@ impl<P: Policy> Update<'_, P> {
         if !loss.value.is_finite() {
             return Err(Error::NotFinite(format!("the loss is {}", loss.value)));
         }
-        let mut gradients = Gradients::new();
         self.policy
-            .backward(&log_probs, &upstream(&loss, &log_probs)?, &mut gradients)
+            .backward(&log_probs, &upstream(&loss, &log_probs)?, gradients)
             .map_err(|source| Error::policy("backward", source))?;
         let clock = Instant::now();
         let mut totals = Totals { loss: loss.value, parts: loss.parts, ..Totals::default() };
         totals.compare(&values, &targets);
         totals.positions.add(&loss, entropy.as_ref(), &targets);
         totals.metrics_s = clock.elapsed().as_secs_f64();
-        Ok((gradients, totals))
+        Ok(totals)
     }
 }
 

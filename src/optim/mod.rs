@@ -13,12 +13,14 @@
 mod update;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Gradients, Params, Result};
-use update::{Moments, Update};
+use update::Moments;
+pub use update::{DeviceOptimiser, StepNumbers};
 
 /// How the learning rate moves over a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -121,6 +123,7 @@ pub struct AdamW {
     params: Params,
     moments: BTreeMap<String, Moments>,
     n_updates: usize,
+    device: Option<Arc<dyn DeviceOptimiser>>,
 }
 
 impl AdamW {
@@ -132,7 +135,13 @@ impl AdamW {
             let zeros = || Tensor::zeros(var.shape(), DType::F32, var.device());
             moments.insert(name.to_string(), Moments { first: zeros()?, second: zeros()? });
         }
-        Ok(Self { config, params, moments, n_updates: 0 })
+        Ok(Self { config, params, moments, n_updates: 0, device: None })
+    }
+
+    /// Uses a device's own code where it has any, as [`crate::Policy::device_optimiser`] gives it.
+    #[must_use]
+    pub fn on_device(self, device: Option<Arc<dyn DeviceOptimiser>>) -> Self {
+        Self { device, ..self }
     }
 
     /// The settings.
@@ -154,7 +163,7 @@ impl AdamW {
     ///
     /// A parameter without a gradient stays where it is. A gradient that is not finite is an error and moves nothing.
     pub fn step(&mut self, gradients: &Gradients, rate: f64) -> Result<f64> {
-        let norm = gradients.norm()?;
+        let norm = gradients.norm_by(self.device.as_deref())?;
         if !norm.is_finite() {
             return Err(Error::NotFinite(format!(
                 "the gradient norm is {norm}; nothing was updated: lower optim.lr (now {rate:e}) or look at the rewards"
@@ -164,8 +173,8 @@ impl AdamW {
         let shrink = if norm > self.config.max_grad_norm { self.config.max_grad_norm / norm } else { 1.0 };
         for (name, var) in self.params.iter() {
             let (Some(gradient), Some(moments)) = (gradients.get(name), self.moments.get_mut(name)) else { continue };
-            let update = Update::new(&self.config, rate, self.n_updates, var.rank() >= 2);
-            update.shrunk(shrink).apply(var, moments, &gradient.contiguous()?)?;
+            let numbers = StepNumbers::new(&self.config, rate, self.n_updates, var.rank() >= 2).shrunk(shrink);
+            numbers.apply(var, moments, &gradient.contiguous()?, self.device.as_deref())?;
         }
         Ok(norm)
     }

@@ -17,19 +17,39 @@ pub(super) struct Moments {
     pub(super) second: Tensor,
 }
 
-/// The numbers of one update.
-pub(super) struct Update {
-    /// The gradient is multiplied by it first.
-    shrink: f32,
-    beta1: f32,
-    beta2: f32,
-    keep: f32,
-    scale: f32,
-    root_correction: f32,
-    eps: f32,
+/// The numbers of one update of a parameter `p` with its moments `m` and `v` by a gradient `g`:
+///
+/// `g ← g · shrink`, `m ← beta1 · m + (1 − beta1) · g`, `v ← beta2 · v + (1 − beta2) · g²`,
+/// `p ← keep · p − scale · m / (√v / root_correction + eps)`.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct StepNumbers {
+    /// What the gradient is multiplied by first, so that it is no longer than `max_grad_norm`.
+    pub shrink: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// What decay leaves of the parameter.
+    pub keep: f32,
+    /// The rate over the first moment's bias.
+    pub scale: f32,
+    /// The root of the second moment's bias.
+    pub root_correction: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
 }
 
-impl Update {
+/// An optimiser's work where a device has code of its own for it; the rest is done by candle's operations.
+pub trait DeviceOptimiser: Send + Sync {
+    /// Moves a parameter and its two moments in place, all of one shape; `false` where they are not this device's.
+    fn update(&self, param: &Tensor, gradient: &Tensor, moments: [&Tensor; 2], numbers: &StepNumbers) -> Result<bool>;
+
+    /// The sum of the squares of all numbers; `None` where not all of them are this device's.
+    fn sum_of_squares(&self, gradients: &[&Tensor]) -> Result<Option<f64>>;
+}
+
+impl StepNumbers {
     pub(super) fn new(config: &OptimConfig, rate: f64, n_updates: usize, decays: bool) -> Self {
         let n = n_updates.min(i32::MAX as usize) as i32;
         Self {
@@ -49,7 +69,18 @@ impl Update {
     }
 
     /// Moves a parameter and its moments; the gradient is contiguous and f32.
-    pub(super) fn apply(&self, var: &Var, moments: &mut Moments, gradient: &Tensor) -> Result<()> {
+    pub(super) fn apply(
+        &self,
+        var: &Var,
+        moments: &mut Moments,
+        gradient: &Tensor,
+        device: Option<&dyn DeviceOptimiser>,
+    ) -> Result<()> {
+        if let Some(device) = device
+            && device.update(var, gradient, [&moments.first, &moments.second], self)?
+        {
+            return Ok(());
+        }
         if is_host_f32(var) && is_host_f32(gradient) {
             let gradient = host(gradient)?;
             let gradient = gradient.values()?;
