@@ -6,10 +6,13 @@
 //! | [`text_lm`] | a causal language model: text in, text out; chat templates, Hugging Face folders |
 //! | [`decoder`] | the Qwen2.5-shaped decoder, trainable and with a cache for sampling |
 //! | [`cosmos`] | the visual tokenizer: images to codes and back |
+//! | `cuda` | NVIDIA's cards, with the feature of that name |
 //! | [`safetensors_file`] | strict reading and writing of weights |
 
 mod allocator;
 pub mod cosmos;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod decoder;
 mod ops;
 pub mod safetensors_file;
@@ -19,3 +22,12 @@ pub mod text_lm;
 mod torch_file;
 
 pub use allocator::keep_freed_memory;
+
+/// The optimiser's work in code of our own: what [`grpo::Policy::device_optimiser`] gives.
+pub(crate) fn device_optimiser() -> Option<std::sync::Arc<dyn grpo::DeviceOptimiser>> {
+    #[cfg(feature = "cuda")]
+    let optimiser: Option<std::sync::Arc<dyn grpo::DeviceOptimiser>> = Some(std::sync::Arc::new(cuda::CudaOptimiser));
+    #[cfg(not(feature = "cuda"))]
+    let optimiser = None;
+    optimiser
+}

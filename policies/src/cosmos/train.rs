@@ -91,7 +91,7 @@ pub fn train(
     if params.is_empty() {
         return Err(Error::config("the tokenizer was loaded frozen; make a trainable one with Cosmos::init"));
     }
-    let mut adamw = AdamW::new(params.clone(), plan.optim)?;
+    let mut adamw = AdamW::new(params.clone(), plan.optim)?.on_device(crate::device_optimiser());
     for step in 0..plan.n_steps {
         let (loss, gradients) = cosmos.batch_gradients(&next_batch(step)?)?;
         let grad_norm = adamw.step(&gradients, plan.optim.rate(step, plan.n_steps))?;

@@ -13,6 +13,7 @@
 //! Hugging Face's `Qwen2ForCausalLM`.
 
 mod cache;
+mod compute;
 mod config;
 mod device;
 pub(crate) mod folder;
@@ -27,8 +28,12 @@ mod tape;
 mod weights;
 
 pub use cache::Cache;
+pub use compute::Compute;
+pub(crate) use compute::replay_tolerance;
 pub use config::{DecoderConfig, ImagePositions};
 pub use lora::{LoraConfig, LoraTarget};
 pub use model::Decoder;
 pub use snapshot::{Snapshot, repeat_rows};
 pub use tape::{Scores, Tape, Targets};
+#[cfg(feature = "cuda")]
+pub(crate) use {model::EMBEDDING, weights::Layer};

@@ -9,7 +9,7 @@ use grpo::{Error, Params, Result, Seed};
 
 use super::lora::LoraTarget;
 use super::weights::{self, Layer};
-use super::{DecoderConfig, ImagePositions, LoraConfig, Snapshot};
+use super::{Compute, DecoderConfig, ImagePositions, LoraConfig, Snapshot};
 use crate::ops::attention::Attention;
 use crate::ops::head::Choice;
 use crate::ops::linear::{linear, linear_bias, linear_residual};
@@ -18,7 +18,7 @@ use crate::ops::rope::{NO_IMAGE, Plane, Rope};
 use crate::ops::swiglu::swiglu;
 
 /// The name of the embedding's weights.
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// A Qwen2.5-shaped causal language model over one vocabulary.
 ///
@@ -48,6 +48,8 @@ pub struct Decoder {
     pub(super) recompute: bool,
     /// What the layers' adapters are, where they have any.
     pub(super) lora: Option<LoraConfig>,
+    /// What activations are computed in, on a card.
+    pub(super) compute: Compute,
 }
 
 impl Decoder {
@@ -77,7 +79,8 @@ impl Decoder {
 
     /// The same with other weights.
     pub(super) fn with_tensors(&self, tensors: BTreeMap<String, Tensor>, params: Params) -> Result<Self> {
-        Ok(Self { rope: self.rope.clone(), ..Self::assemble(self.config.clone(), tensors, params)? })
+        let (rope, compute) = (self.rope.clone(), self.compute);
+        Ok(Self { rope, compute, ..Self::assemble(self.config.clone(), tensors, params)? })
     }
 
     fn assemble(config: DecoderConfig, tensors: BTreeMap<String, Tensor>, params: Params) -> Result<Self> {
@@ -100,6 +103,7 @@ impl Decoder {
             rope: Arc::new(rope),
             recompute: false,
             lora: None,
+            compute: Compute::default(),
         })
     }
 
@@ -169,7 +173,15 @@ impl Decoder {
             return self.copy_adapted(lora);
         }
         let copy = Self::from_tensors(self.config.clone(), self.copied_tensors()?, true)?;
-        Ok(Self { rope: self.rope.clone(), recompute: self.recompute, ..copy })
+        Ok(Self { rope: self.rope.clone(), recompute: self.recompute, compute: self.compute, ..copy })
+    }
+
+    /// The same weights on a device, with variables of their own where this decoder has any; adapters are merged.
+    pub fn on_device(&self, device: &Device) -> Result<Self> {
+        let tensors = if self.lora.is_some() { self.merged_tensors()? } else { self.tensors() };
+        let tensors = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?)));
+        let moved = Self::from_tensors(self.config.clone(), tensors.collect::<Result<_>>()?, !self.params.is_empty())?;
+        Ok(Self { rope: self.rope.clone(), recompute: self.recompute, compute: self.compute, ..moved })
     }
 
     fn copied_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
@@ -303,7 +315,7 @@ impl Decoder {
     }
 
     /// The rows of the head that belong to a slice of the vocabulary.
-    pub(super) fn head_rows(&self, slice: Range<usize>) -> Result<Tensor> {
+    pub(crate) fn head_rows(&self, slice: Range<usize>) -> Result<Tensor> {
         if slice.is_empty() || slice.end > self.config.vocab_size {
             return Err(Error::config(format!(
                 "vocabulary slice {slice:?} of {} tokens; give a non-empty range within it",
@@ -313,11 +325,11 @@ impl Decoder {
         Ok(self.head.narrow(0, slice.start, slice.len())?)
     }
 
-    pub(super) fn layers(&self) -> &[Layer] {
+    pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
     }
 
-    pub(super) fn embedding(&self) -> &Tensor {
+    pub(crate) fn embedding(&self) -> &Tensor {
         &self.embedding
     }
 
@@ -325,11 +337,11 @@ impl Decoder {
         &self.head
     }
 
-    pub(super) fn norm(&self) -> &Tensor {
+    pub(crate) fn norm(&self) -> &Tensor {
         &self.norm
     }
 
-    pub(super) fn rope(&self) -> &Arc<Rope> {
+    pub(crate) fn rope(&self) -> &Arc<Rope> {
         &self.rope
     }
 

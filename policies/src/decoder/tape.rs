@@ -25,6 +25,13 @@ pub struct Targets {
 }
 
 impl Targets {
+    /// An error where rows, places, ids or the law cannot be meant.
+    #[cfg(feature = "cuda")]
+    fn check(&self, decoder: &Decoder, rows: &[impl AsRef<[u32]>]) -> Result<()> {
+        check_places(&self.places, &decoder.checked_lengths(rows)?)?;
+        Ok(self.choice().check(self.places.len(), decoder.head())?)
+    }
+
     pub(super) fn choice(&self) -> Choice {
         Choice { slice: self.slice.clone(), targets: self.ids.clone(), temperature: self.temperature }
     }
@@ -52,6 +59,9 @@ pub(super) enum Way {
     Host(Box<HostTape>),
     /// candle's graph of one layer at a time.
     Layers(Box<LayerTape>),
+    /// A card's own kernels, driven layer by layer.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<crate::cuda::CudaTape>),
 }
 
 impl std::fmt::Debug for Tape {
@@ -59,6 +69,8 @@ impl std::fmt::Debug for Tape {
         match &self.0 {
             Way::Host(tape) => tape.fmt(f),
             Way::Layers(tape) => tape.fmt(f),
+            #[cfg(feature = "cuda")]
+            Way::Cuda(tape) => tape.fmt(f),
         }
     }
 }
@@ -74,6 +86,8 @@ impl Tape {
         match &self.0 {
             Way::Host(tape) => tape.backward(by_log_probs, by_entropies, gradients),
             Way::Layers(tape) => tape.backward(by_log_probs, by_entropies, gradients),
+            #[cfg(feature = "cuda")]
+            Way::Cuda(tape) => tape.backward(by_log_probs, by_entropies, gradients),
         }
     }
 }
@@ -102,6 +116,12 @@ impl Decoder {
         if is_host_f32(&self.embedding) && self.lora.is_none() {
             let (log_probs, entropies, tape) = HostTape::score(self, rows, targets)?;
             return Ok(Scores { log_probs, entropies, tape: trained.then(|| Tape(Way::Host(Box::new(tape)))) });
+        }
+        #[cfg(feature = "cuda")]
+        if self.on_card() && crate::cuda::CudaTape::serves(targets) {
+            targets.check(self, rows)?;
+            let (log_probs, entropies, tape) = crate::cuda::CudaTape::score(self, rows, targets)?;
+            return Ok(Scores { log_probs, entropies, tape: tape.map(|tape| Tape(Way::Cuda(Box::new(tape)))) });
         }
         if self.recompute && trained {
             let (log_probs, entropies, tape) = LayerTape::score(self, rows, targets)?;

@@ -14,14 +14,14 @@ const SPREAD: f64 = 0.02;
 
 /// The weights of one layer.
 #[derive(Clone, Debug)]
-pub(super) struct Layer {
-    pub(super) input_norm: Tensor,
-    pub(super) qkv: [Tensor; 3],
-    pub(super) qkv_bias: [Tensor; 3],
-    pub(super) out: Tensor,
-    pub(super) post_norm: Tensor,
-    pub(super) gate_up: [Tensor; 2],
-    pub(super) down: Tensor,
+pub(crate) struct Layer {
+    pub(crate) input_norm: Tensor,
+    pub(crate) qkv: [Tensor; 3],
+    pub(crate) qkv_bias: [Tensor; 3],
+    pub(crate) out: Tensor,
+    pub(crate) post_norm: Tensor,
+    pub(crate) gate_up: [Tensor; 2],
+    pub(crate) down: Tensor,
     pub(super) adapters: Adapters,
 }
 

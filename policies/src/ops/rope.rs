@@ -68,6 +68,12 @@ impl Rope {
         Self { plane, ..self }
     }
 
+    /// Cosines and sines, `[positions, head_dim / 2]` each.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn numbers(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Where images stand in two dimensions.
     pub(crate) fn plane(&self) -> Option<Plane> {
         self.plane

@@ -73,8 +73,8 @@ impl SimpleAr {
             (false, false) => sizes.kept(tokens) * config.num_hidden_layers as u64 + sizes.workspace(tokens),
         };
         let part = activations + sizes.scored(tokens);
-        // A part's gradients are added to the sum of those before; the optimiser copies one tensor at a time.
-        let gradients = trainable * if work.n_parts > 1 { 1 + at_once } else { 1 };
+        // Parts side by side have gradients of their own, which are added to the sum of those before.
+        let gradients = trainable * if at_once > 1 { 1 + at_once } else { 1 };
         let embedding = if shared { 0 } else { sizes.embedding() };
         MemoryEstimate {
             weights,

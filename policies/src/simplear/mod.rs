@@ -36,7 +36,7 @@ pub use text::{SPECIAL_TOKENS, TextTokenizer};
 
 use crate::cosmos::Cosmos;
 use crate::decoder::folder::Companions;
-use crate::decoder::{Decoder, ImagePositions, LoraConfig, Tape, Targets};
+use crate::decoder::{Compute, Decoder, ImagePositions, LoraConfig, Tape, Targets, replay_tolerance};
 
 /// Rows and columns of visual tokens.
 pub type Grid = (usize, usize);
@@ -130,6 +130,12 @@ impl SimpleAr {
         self
     }
 
+    /// Computes in this type from now on, where it has a choice: see [`Compute`].
+    #[must_use]
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Self { decoder: self.decoder.with_compute(compute), ..self }
+    }
+
     /// Trains low-rank adapters and nothing else: see [`Decoder::with_lora`]. [`SimpleAr::frozen`] is then the policy
     /// without them, at no cost in memory.
     pub fn with_lora(self, lora: LoraConfig, seed: Seed) -> Result<Self> {
@@ -159,6 +165,11 @@ impl SimpleAr {
     /// The same weights without gradients, shared and not copied: for looking at a policy, not for training it.
     pub fn detached(&self) -> Result<Self> {
         Ok(Self { decoder: self.decoder.detached()?, ..self.shallow() })
+    }
+
+    /// The same policy with its decoder on a device: pictures are still decoded where the visual tokenizer lies.
+    pub fn with_decoder_on(&self, device: &candle_core::Device) -> Result<Self> {
+        Ok(Self { decoder: self.decoder.on_device(device)?, ..self.shallow() })
     }
 
     fn shallow(&self) -> Self {
@@ -328,6 +339,14 @@ impl Policy for SimpleAr {
 
     fn grid(&self) -> Option<Grid> {
         Some(self.grid)
+    }
+
+    fn device_optimiser(&self) -> Option<Arc<dyn grpo::DeviceOptimiser>> {
+        crate::device_optimiser()
+    }
+
+    fn replay_tolerance(&self) -> f32 {
+        replay_tolerance(&self.decoder)
     }
 
     fn scoring(&self) -> Scoring {

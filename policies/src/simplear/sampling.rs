@@ -73,6 +73,10 @@ impl SimpleAr {
             return Ok(Vec::new());
         }
         let choices = self.choices(self.law.vocabulary);
+        #[cfg(feature = "cuda")]
+        if self.window == 1 && self.decoder.on_card() {
+            return self.draw_on_card(requests, choices);
+        }
         let snapshot = self.decoder.snapshot(choices.clone())?;
         let branches = Branches::read(self, &snapshot, requests, self.n_tokens())?;
         let seeds: Vec<Seed> = requests.iter().map(|request| request.seed).collect();
@@ -85,6 +89,36 @@ impl SimpleAr {
             Drawn { trace: self.trace(&ids), log_probs: sequence.log_probs, n_passes: sequence.n_passes }
         };
         Ok(sequences.into_iter().map(drawn).collect())
+    }
+
+    /// As [`SimpleAr::draw`], all choices made where the logits are.
+    #[cfg(feature = "cuda")]
+    fn draw_on_card(&self, requests: &[Request<'_>], slice: Range<usize>) -> Result<Vec<Drawn>> {
+        let (prompts, repeats) = self.distinct_prompts(requests)?;
+        let negative = if self.law.guidance == 1.0 { None } else { Some(self.negative_ids()?) };
+        let n_tokens = self.n_tokens();
+        prompts
+            .iter()
+            .chain(&negative)
+            .try_for_each(|prompt| check_room(prompt.len(), n_tokens, self.decoder.config().max_position_embeddings))?;
+        let offset = slice.start as u32;
+        let drawn = crate::cuda::draw(
+            &self.decoder,
+            &crate::cuda::Job {
+                prompts: &prompts,
+                repeats: &repeats,
+                guidance: negative.as_deref().map(|ids| (ids, self.law.guidance)),
+                shaping: self.law.shaping(),
+                slice,
+                n_tokens,
+                uniforms: &|row, position| requests[row].seed.fold(position as u64).uniform(),
+            },
+        )?;
+        let drawn = drawn.into_iter().map(|(choices, log_probs)| {
+            let ids: Vec<u32> = choices.iter().map(|choice| offset + choice).collect();
+            Drawn { trace: self.trace(&ids), log_probs, n_passes: n_tokens }
+        });
+        Ok(drawn.collect())
     }
 
     fn negative_ids(&self) -> Result<Vec<u32>> {
@@ -159,6 +193,19 @@ impl<'a> Branches<'a> {
     }
 }
 
+/// An error where a prompt and an image do not fit the decoder's positions.
+fn check_room(prompt: usize, n_tokens: usize, most: usize) -> Result<()> {
+    // The last token is chosen and never read.
+    if prompt + n_tokens <= most + 1 {
+        return Ok(());
+    }
+    Err(Error::config(format!(
+        "a prompt of {prompt} tokens and an image of {n_tokens} do not fit the decoder's {most} positions; shorten the \
+         prompt to {} tokens or take smaller images",
+        (most + 1).saturating_sub(n_tokens)
+    )))
+}
+
 /// Laws of which nothing can be drawn are an error.
 fn checked(laws: Vec<Distribution>) -> Result<Vec<Distribution>> {
     laws.iter().try_for_each(Distribution::check)?;
@@ -177,14 +224,7 @@ impl<'a> Branch<'a> {
     fn read(snapshot: &'a Snapshot, prompts: &[Vec<u32>], repeats: &[usize], n_tokens: usize) -> Result<Self> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let most = snapshot.max_positions();
-        // The last token is chosen and never read.
-        if longest + n_tokens > most + 1 {
-            return Err(Error::config(format!(
-                "a prompt of {longest} tokens and an image of {n_tokens} do not fit the decoder's {most} positions; \
-                 shorten the prompt to {} tokens or take smaller images",
-                (most + 1).saturating_sub(n_tokens)
-            )));
-        }
+        check_room(longest, n_tokens, most)?;
         // A device writes the filling of an empty run behind the row's end.
         let (cache, hidden) = snapshot.prefill(prompts, (longest + n_tokens).min(most))?;
         Ok(Self { snapshot, cache: cache.expand(repeats)?, prompt_hidden: repeat_rows(&hidden, repeats)? })

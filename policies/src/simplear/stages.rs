@@ -81,7 +81,7 @@ pub fn train_stage(
             plan.caption_dropout
         )));
     }
-    let mut adamw = AdamW::new(params.clone(), plan.optim)?;
+    let mut adamw = AdamW::new(params.clone(), plan.optim)?.on_device(crate::device_optimiser());
     for step in 0..plan.n_steps {
         let batch = next_batch(step)?;
         let images: Vec<&RgbImage> = batch.iter().map(|example| &example.image).collect();

@@ -41,7 +41,7 @@ pub use law::TextLaw;
 pub use template::{ChatTemplate, Template};
 pub use tokenizer::Tokenizer;
 
-use crate::decoder::{Decoder, Tape, Targets};
+use crate::decoder::{Decoder, Tape, Targets, replay_tolerance};
 use files::Kept;
 
 /// The text policy: any Qwen2.5-shaped language model.
@@ -300,6 +300,14 @@ impl Policy for TextLm {
         };
         let by_entropies = gradient.entropy.as_ref().map(|entropy| unpadded(entropy, lengths)).transpose()?;
         Ok(tape.backward(&unpadded(&gradient.log_probs, lengths)?, by_entropies.as_ref(), gradients)?)
+    }
+
+    fn device_optimiser(&self) -> Option<Arc<dyn grpo::DeviceOptimiser>> {
+        crate::device_optimiser()
+    }
+
+    fn replay_tolerance(&self) -> f32 {
+        replay_tolerance(&self.decoder)
     }
 
     fn params(&self) -> Params {

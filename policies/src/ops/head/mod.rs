@@ -30,7 +30,7 @@ impl Choice {
     ///
     /// `hidden` is `[n, h]` and `head` `[vocabulary, h]`.
     pub(crate) fn log_probs(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
-        self.check(hidden, head)?;
+        self.check_operands(hidden, head)?;
         if !is_host_f32(hidden) {
             return self.composite(hidden, head);
         }
@@ -39,7 +39,7 @@ impl Choice {
 
     /// The same numbers without a graph, and what [`Scored::gradients`] needs instead of one.
     pub(crate) fn scored(self, hidden: &Tensor, head: &Tensor) -> Result<Scored> {
-        self.check(hidden, head)?;
+        self.check_operands(hidden, head)?;
         let (hidden, head) = (hidden.detach(), head.detach());
         if !is_host_f32(&hidden) {
             let (log_probs, entropies) = self.composite(&hidden, &head)?;
@@ -50,11 +50,19 @@ impl Choice {
         Ok(Scored { choice: self, log_probs, entropies, packed: Some(packed) })
     }
 
-    fn check(&self, hidden: &Tensor, head: &Tensor) -> Result<()> {
-        let (n, width) = hidden.dims2()?;
-        let (vocabulary, head_width) = head.dims2()?;
-        if n != self.targets.len() || width != head_width {
-            bail!("head of width {head_width} got hidden {:?} and {} targets", hidden.dims(), self.targets.len());
+    fn check_operands(&self, hidden: &Tensor, head: &Tensor) -> Result<()> {
+        let ((n, width), (_, head_width)) = (hidden.dims2()?, head.dims2()?);
+        if width != head_width {
+            bail!("head of width {head_width} got hidden {:?}", hidden.dims());
+        }
+        self.check(n, head)
+    }
+
+    /// An error where the slice, the targets of `n` rows or the temperature cannot be meant.
+    pub(crate) fn check(&self, n: usize, head: &Tensor) -> Result<()> {
+        let (vocabulary, _) = head.dims2()?;
+        if n != self.targets.len() {
+            bail!("{n} hidden states got {} targets; give one for each", self.targets.len());
         }
         if self.slice.is_empty() || self.slice.end > vocabulary {
             bail!("vocabulary slice {:?} of {vocabulary} tokens; give a non-empty range within it", self.slice);
