@@ -18,6 +18,7 @@ use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
+use grpo_policies::decoder::Compute;
 use grpo_policies::simplear::SimpleAr;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -87,9 +88,34 @@ pub struct PolicyArgs {
     /// A checkpoint's folder; the embedded miniature after fine-tuning where absent.
     #[arg(long, value_name = "DIR")]
     pub policy: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// Where a decoder computes, and in what.
+#[derive(Args)]
+pub struct DeviceArgs {
     /// cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     pub device: String,
+    /// What a decoder's activations are on CUDA; weights, sums and gradients are f32, and so is everything on the CPU.
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = ["bf16", "f32"])]
+    compute: String,
+}
+
+impl DeviceArgs {
+    /// The type of activations.
+    pub fn compute(&self) -> Compute {
+        if self.compute == "f32" { Compute::F32 } else { Compute::Bf16 }
+    }
+}
+
+impl PolicyArgs {
+    /// The policy of a configuration, on the device and in the type that were asked for.
+    pub fn load(&self, source: PolicySource) -> Outcome<SimpleAr> {
+        let device = parts::device(&self.device.device)?;
+        Ok(parts::policy(source, self.policy.as_deref(), &device)?.with_compute(self.device.compute()))
+    }
 }
 
 /// Which policy is looked at, and at which size.
@@ -105,12 +131,11 @@ pub struct SampledPolicyArgs {
 impl SampledPolicyArgs {
     /// The policy.
     pub fn load(&self) -> Outcome<SimpleAr> {
-        let device = parts::device(&self.policy.device)?;
         let source = match self.size {
             None => PolicySource::ShapesSft,
             Some((height, width)) => PolicySource::Folder { height, width },
         };
-        parts::policy(source, self.policy.policy.as_deref(), &device)
+        self.policy.load(source)
     }
 }
 

@@ -11,7 +11,7 @@ use grpo_policies::safetensors_file::Precision;
 use grpo_policies::simplear::{Grid, SimpleAr, StagePlan, TextTokenizer, TrainingImage, train_stage};
 use grpo_rewards::shapes::{self, DEFAULT_SIDE};
 
-use super::{ConfigArgs, PolicyArgs, progress, tell};
+use super::{ConfigArgs, DeviceArgs, PolicyArgs, progress, tell};
 use crate::config::{self, DecoderSizes, DecoderSource, PretrainFile, SftFile, StageFile};
 use crate::failure::{Failure, Outcome};
 use crate::parts;
@@ -30,16 +30,15 @@ pub struct Pretrain {
     /// The Qwen2.5 folder that `[decoder.language_model]` starts from.
     #[arg(long, value_name = "DIR")]
     language_model: Option<PathBuf>,
-    /// cpu, cuda or cuda:N.
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 impl Pretrain {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
         let file: PretrainFile = config::read(&self.config.config, &self.config.changes)?;
-        let device = parts::device(&self.device)?;
+        let device = parts::device(&self.device.device)?;
         let seed = Seed::new(file.seed);
         let cosmos = match &self.cosmos {
             Some(folder) => Cosmos::load(folder, &device)?,
@@ -66,6 +65,7 @@ impl Pretrain {
                 return Err(Failure::user("[decoder.language_model] needs --language-model DIR, a Qwen2.5 folder"));
             }
         };
+        policy = policy.with_compute(self.device.compute());
         stage(&mut policy, &file.stage, seed.named("pretrain"), Scenes::Free, &self.out)
     }
 }
@@ -96,8 +96,7 @@ impl Sft {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
         let file: SftFile = config::read(&self.config.config, &self.config.changes)?;
-        let device = parts::device(&self.policy.device)?;
-        let mut policy = parts::policy(file.policy, self.policy.policy.as_deref(), &device)?;
+        let mut policy = self.policy.load(file.policy)?;
         stage(&mut policy, &file.stage, Seed::new(file.seed).named("sft"), Scenes::Tasks, &self.out)
     }
 }

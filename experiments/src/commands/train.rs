@@ -79,8 +79,7 @@ impl Train {
 
     /// The trainer, and the tokens of its longest prompt.
     fn trainer(&self, file: &TrainFile, scorers: &Scorers, prompts: Prompts) -> Outcome<(Trainer<SimpleAr>, usize)> {
-        let device = parts::device(&self.policy.device)?;
-        let policy = parts::policy(file.policy, self.policy.policy.as_deref(), &device)?.with_law(file.law.clone())?;
+        let policy = self.policy.load(file.policy)?.with_law(file.law.clone())?;
         let policy = match &file.lora {
             Some(lora) => policy.with_lora(lora.clone(), Seed::new(file.seed).named("lora"))?,
             None => policy,

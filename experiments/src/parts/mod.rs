@@ -29,11 +29,17 @@ pub fn device(name: &str) -> Outcome<Device> {
     let Some(ordinal) = ordinal else {
         return Err(Failure::user(format!("--device {name}: give cpu, cuda or cuda:N")));
     };
-    if !cfg!(feature = "cuda") {
-        return Err(Failure::user(format!("--device {name}: this build has no CUDA; build with --features cuda")));
-    }
-    Device::new_cuda(ordinal)
-        .map_err(|error| Failure::user(format!("--device {name}: {error}; see nvidia-smi for the devices there are")))
+    card(ordinal).map_err(|error| Failure::user(format!("--device {name}: {error}")))
+}
+
+#[cfg(feature = "cuda")]
+fn card(ordinal: usize) -> Result<Device, String> {
+    grpo_policies::cuda::device(ordinal).map_err(|error| format!("{error}; see nvidia-smi for the devices there are"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn card(_: usize) -> Result<Device, String> {
+    Err("this build has no CUDA; build with --features cuda".into())
 }
 
 /// A policy from its source; `folder` is that of `--policy`.
