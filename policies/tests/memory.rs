@@ -1,46 +1,13 @@
 //! What a training pass holds at its peak, counted by the allocator.
 
 #![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
-#![expect(unsafe_code, reason = "an allocator that counts passes on what it is asked")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+mod counting;
 
 use candle_core::{Device, Tensor};
+use counting::counted;
 use grpo::{Gradients, Seed};
 use grpo_policies::decoder::{Decoder, DecoderConfig, Targets};
-
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is the system allocator's with the same arguments.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(held, Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most that is held during `work` beyond what is held before it.
-fn peak_of(work: impl FnOnce()) -> usize {
-    let before = HELD.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    work();
-    PEAK.load(Relaxed) - before
-}
 
 /// Forward and backward, and what is left is dropped.
 fn pass(decoder: &Decoder, rows: &[Vec<u32>]) {
@@ -72,7 +39,7 @@ fn the_peak_is_neither_the_logits_nor_with_layers_made_again_the_activations() {
     let bytes = |n_numbers: usize| 4 * n_numbers;
     let logits = bytes(1_400 * 16_384);
     let (frozen, again) = (decoder.frozen().unwrap(), decoder.clone().recompute_layers());
-    let [kept, made_again, reference] = [&decoder, &again, &frozen].map(|decoder| peak_of(|| pass(decoder, &rows)));
+    let [kept, made_again, reference] = [&decoder, &again, &frozen].map(|decoder| counted(|| pass(decoder, &rows)).0);
     let gradients = bytes(decoder.n_elements());
     assert!(made_again < gradients + logits / 8, "{made_again} bytes; logits would be {logits}, gradients {gradients}");
     // Of twelve layers' activations, 32 + 64 + 32 + 32 + 128 numbers a token each, eleven's are not kept.

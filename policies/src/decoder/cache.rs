@@ -59,9 +59,13 @@ impl Cache {
 
     /// How many tokens each row has read.
     pub fn lengths(&self) -> Vec<usize> {
+        (0..self.rows()).map(|row| self.length(row)).collect()
+    }
+
+    fn length(&self, row: usize) -> usize {
         match &self.store {
-            Store::Host(rows) => rows.iter().map(|row| row.length).collect(),
-            Store::Device(cache) => cache.lengths.clone(),
+            Store::Host(rows) => rows[row].length,
+            Store::Device(cache) => cache.lengths[row],
         }
     }
 
@@ -73,6 +77,21 @@ impl Cache {
             Store::Device(cache) => Store::Device(cache.select(&index)?),
         };
         Ok(Self { store, capacity: self.capacity })
+    }
+
+    /// Leaves the rows that are to be kept, told by their numbers.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) -> Result<()> {
+        match &mut self.store {
+            Store::Host(rows) => {
+                let mut numbers = 0..rows.len();
+                rows.retain(|_| numbers.next().is_some_and(&mut keep));
+            }
+            Store::Device(cache) => {
+                let index: Vec<usize> = (0..cache.lengths.len()).filter(|row| keep(*row)).collect();
+                *cache = cache.select(&index)?;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets each row's tokens behind the first `lengths` of them.
@@ -102,15 +121,16 @@ impl Cache {
     }
 
     /// An error where a run of tokens does not fit behind its row.
-    pub(super) fn check_room(&self, runs: &[&[u32]]) -> Result<()> {
+    pub(super) fn check_room(&self, runs: &[impl AsRef<[u32]>]) -> Result<()> {
         // A device writes the filling of an empty run behind the row's end.
         let least = usize::from(matches!(self.store, Store::Device(_)));
-        for (row, (length, run)) in self.lengths().iter().zip(runs).enumerate() {
-            if length + run.len().max(least) > self.capacity {
+        for (row, run) in runs.iter().enumerate() {
+            let (length, n_tokens) = (self.length(row), run.as_ref().len().max(least));
+            if length + n_tokens > self.capacity {
                 return Err(Error::config(format!(
-                    "row {row} of the cache has room for {} more tokens, not for {}; prefill with a greater capacity",
-                    self.capacity - length,
-                    run.len().max(least)
+                    "row {row} of the cache has room for {} more tokens, not for {n_tokens}; prefill with a greater \
+                     capacity",
+                    self.capacity - length
                 )));
             }
         }

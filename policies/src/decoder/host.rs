@@ -12,6 +12,7 @@ use grpo::{Error, Result};
 use rayon::prelude::*;
 
 use super::cache::RowCache;
+use super::tile::{DecodeBuffers, Memory, Tile};
 use super::weights::Layer;
 use super::{Decoder, DecoderConfig};
 use crate::ops::kernel::{Panels, Product};
@@ -72,26 +73,15 @@ fn packed(weight: &Tensor) -> Result<Panels> {
     Ok(Panels::of_rows(host(weight)?.values()?, n, k))
 }
 
-/// Buffers of a tile, reused by every layer.
-struct Buffers {
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
-    gate_up: Vec<f32>,
-    active: Vec<f32>,
+/// What the tokens of a tile become in a layer, one part behind another in one piece of memory; each `[tokens, width]`.
+struct Parts<'a> {
+    normed: &'a mut [f32],
+    qkv: &'a mut [f32],
+    attended: &'a mut [f32],
+    gate_up: &'a mut [f32],
+    active: &'a mut [f32],
     /// Memory of products by columns, where they are shared that way.
-    strips: Option<Vec<f32>>,
-}
-
-/// Rows that go through the layers together.
-struct Tile<'a> {
-    rows: &'a mut [RowCache],
-    runs: &'a [&'a [u32]],
-    /// `[tokens, H]`.
-    hidden: &'a mut [f32],
-    /// Tokens that each row has room for.
-    capacity: usize,
+    strips: Option<&'a mut Vec<f32>>,
 }
 
 impl HostEngine {
@@ -118,42 +108,33 @@ impl HostEngine {
         };
         let empty = || RowCache { keys: vec![0.0; size], values: vec![0.0; size], length: 0, image_start: NO_IMAGE };
         let mut rows: Vec<RowCache> = prompts.iter().map(|_| empty()).collect();
-        let hidden = self.extend(&mut rows, prompts)?;
-        let lasts: Vec<u32> = prompts
-            .iter()
-            .scan(0, |end, prompt| {
-                *end += prompt.len() as u32;
-                Some(*end - 1)
-            })
-            .collect();
-        let hidden = hidden.index_select(&Tensor::from_vec(lasts, prompts.len(), hidden.device())?, 0)?;
-        Ok((rows, hidden))
+        let mut buffers = DecodeBuffers::default();
+        self.extend(&mut rows, prompts, &mut buffers);
+        let mut lasts = Vec::with_capacity(prompts.len() * config.hidden_size);
+        let mut end = 0;
+        for prompt in prompts {
+            end += prompt.len() * config.hidden_size;
+            lasts.extend_from_slice(&buffers.hidden[end - config.hidden_size..end]);
+        }
+        Ok((rows, tensor(lasts, (prompts.len(), config.hidden_size))?))
     }
 
-    /// Reads each row's run of ids; the hidden states after every one of them, row after row.
-    pub(super) fn extend(&self, rows: &mut [RowCache], runs: &[&[u32]]) -> Result<Tensor> {
+    /// Reads each row's run of ids and leaves the hidden states after every one of them, row after row.
+    pub(super) fn extend<R>(&self, rows: &mut [RowCache], runs: &[R], buffers: &mut DecodeBuffers)
+    where
+        R: AsRef<[u32]> + Sync,
+    {
+        let DecodeBuffers { x, hidden, memory, strips, .. } = buffers;
         let width = self.config.hidden_size;
-        let per_head = self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim();
-        let capacity = rows.first().map_or(0, |row| row.keys.len() / per_head);
-        let n_tokens = runs.iter().map(|run| run.len()).sum();
-        let mut hidden = vec![0.0; n_tokens * width];
+        let n_tokens = runs.iter().map(|run| run.as_ref().len()).sum();
+        [&mut *x, &mut *hidden].into_iter().for_each(|numbers| numbers.resize(n_tokens * width, 0.0));
+        let tile = Tile { rows, runs, from: x, to: hidden };
         if self.by_columns(n_tokens) {
-            self.advance(Tile { rows, runs, hidden: &mut hidden, capacity }, true);
-            return Ok(tensor(hidden, (n_tokens, width))?);
+            return self.advance(tile, memory, Some(strips));
         }
-        let longest = runs.iter().map(|run| run.len()).max().unwrap_or(0);
-        let tile = (tile_rows(rows.len() * longest) / longest.max(1)).max(1);
-        let (mut rows_left, mut hidden_left) = (rows, &mut hidden[..]);
-        let mut tasks = Vec::with_capacity(runs.len().div_ceil(tile));
-        for runs in runs.chunks(tile) {
-            let (rows, rest) = rows_left.split_at_mut(runs.len());
-            let n_tokens: usize = runs.iter().map(|run| run.len()).sum();
-            let (hidden, more) = hidden_left.split_at_mut(n_tokens * width);
-            tasks.push(Tile { rows, runs, hidden, capacity });
-            (rows_left, hidden_left) = (rest, more);
-        }
-        tasks.into_par_iter().for_each(|tile| self.advance(tile, false));
-        Ok(tensor(hidden, (n_tokens, width))?)
+        let longest = runs.iter().map(|run| run.as_ref().len()).max().unwrap_or(0);
+        let most = (tile_rows(runs.len() * longest) / longest.max(1)).max(1);
+        tile.for_each(most, &|tile| self.advance(tile, memory, None));
     }
 
     /// Whether threads share the columns of each product and not the rows: where weights come from memory at every pass,
@@ -162,17 +143,14 @@ impl HostEngine {
         self.n_bytes > CACHED_BYTES && n_tokens < TILE_ROWS.end * rayon::current_num_threads()
     }
 
-    pub(super) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let (rows, _) = hidden.dims2()?;
-        Ok(tensor(self.flat_logits(hidden)?, (rows, self.head.n()))?)
+    /// The hidden states that the last pass left, `[tokens, H]`.
+    pub(super) fn hidden(&self, buffers: DecodeBuffers) -> Result<Tensor> {
+        let width = self.config.hidden_size;
+        Ok(tensor(buffers.hidden, (buffers.x.len() / width, width))?)
     }
 
-    /// Logits, row by row.
-    pub(super) fn logit_rows(&self, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
-        Ok(self.flat_logits(hidden)?.chunks_exact(self.head.n().max(1)).map(<[f32]>::to_vec).collect())
-    }
-
-    fn flat_logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+    /// Leaves the logits of hidden states, `[tokens, H]`.
+    pub(super) fn logits_of(&self, hidden: &Tensor, buffers: &mut DecodeBuffers) -> Result<()> {
         let (rows, width) = hidden.dims2()?;
         if width != self.config.hidden_size {
             return Err(Error::Shape {
@@ -182,111 +160,116 @@ impl HostEngine {
             });
         }
         let hidden = hidden.contiguous()?;
-        let host = host(&hidden)?;
-        let n = self.head.n();
-        let mut out = vec![0.0; rows * n];
+        buffers.hidden.clear();
+        buffers.hidden.extend_from_slice(host(&hidden)?.values()?);
+        self.logits(buffers);
+        Ok(())
+    }
+
+    /// Leaves the logits of the hidden states that the last pass left.
+    pub(super) fn logits(&self, buffers: &mut DecodeBuffers) {
+        let DecodeBuffers { hidden, logits, strips, .. } = buffers;
+        let (n, width) = (self.head.n(), self.config.hidden_size);
+        let rows = hidden.len() / width;
+        logits.resize(rows * n, 0.0);
         if self.by_columns(rows) {
-            Product::of_rows(host.values()?, &self.head, &mut out).add_by_columns(&mut Vec::new());
-            return Ok(out);
+            logits.par_chunks_mut(n.max(1)).for_each(|row| row.fill(0.0));
+            return Product::of_rows(hidden, &self.head, logits).add_by_columns(strips);
         }
         let tile = tile_rows(rows);
-        let tasks = out.par_chunks_mut(tile * n).zip(host.values()?.par_chunks(tile * width));
-        tasks.for_each(|(out, hidden)| Product::of_rows(hidden, &self.head, out).add());
-        Ok(out)
+        let tasks = logits.par_chunks_mut((tile * n).max(1)).zip(hidden.par_chunks(tile * width));
+        tasks.for_each(|(out, hidden)| {
+            out.fill(0.0);
+            Product::of_rows(hidden, &self.head, out).add();
+        });
     }
 
     /// Reads each row's run of ids and writes the hidden states after every one of them.
-    fn advance(&self, tile: Tile<'_>, by_columns: bool) {
-        let Tile { rows, runs, hidden, capacity } = tile;
+    fn advance<R>(&self, tile: Tile<'_, R>, memory: &Memory, strips: Option<&mut Vec<f32>>)
+    where
+        R: AsRef<[u32]> + Sync,
+    {
+        let n_tokens = tile.from.len() / self.config.hidden_size;
+        let widths = self.widths();
+        memory.lend(n_tokens * widths.iter().sum::<usize>(), |numbers| {
+            let mut left = numbers;
+            let mut part = |width: usize| left.split_off_mut(..n_tokens * width).unwrap_or_default();
+            let [normed, qkv, attended, gate_up, active] = widths.map(&mut part);
+            self.advance_in(tile, Parts { normed, qkv, attended, gate_up, active, strips });
+        });
+    }
+
+    fn advance_in<R: AsRef<[u32]> + Sync>(&self, tile: Tile<'_, R>, mut parts: Parts<'_>) {
+        let Tile { rows, runs, from: x, to: hidden } = tile;
         let width = self.config.hidden_size;
-        let mut buffers = self.buffers(hidden.len() / width, by_columns);
         for (cache, run) in rows.iter_mut().zip(runs) {
-            cache.image_start = self.rope.image_start(cache.image_start, run, cache.length);
+            cache.image_start = self.rope.image_start(cache.image_start, run.as_ref(), cache.length);
         }
-        for (x, id) in buffers.x.chunks_exact_mut(width).zip(runs.iter().copied().flatten()) {
+        for (x, id) in x.chunks_exact_mut(width).zip(runs.iter().flat_map(AsRef::as_ref)) {
             x.copy_from_slice(&self.embedding[*id as usize * width..][..width]);
         }
         for (index, layer) in self.layers.iter().enumerate() {
-            self.project(layer, &mut buffers);
-            self.attend_all(index, (&mut *rows, runs), capacity, &mut buffers);
-            self.finish_layer(layer, &mut buffers);
+            self.project(layer, x, &mut parts);
+            let attending = Tile { rows, runs, from: parts.qkv, to: parts.attended };
+            match parts.strips.is_some() {
+                true => attending.for_each(1, &|tile| self.attend_rows(index, tile)),
+                false => self.attend_rows(index, attending),
+            }
+            self.finish_layer(layer, x, &mut parts);
         }
-        rows.iter_mut().zip(runs).for_each(|(cache, run)| cache.length += run.len());
-        vectorised(|| normalise_rows(&buffers.x, &self.norm, self.config.rms_norm_eps as f32, hidden));
+        rows.iter_mut().zip(runs).for_each(|(cache, run)| cache.length += run.as_ref().len());
+        self.norm_all(&self.norm, x, hidden);
     }
 
-    fn buffers(&self, tokens: usize, by_columns: bool) -> Buffers {
-        let config = &self.config;
-        let d = config.head_dim();
-        let zeros = |width: usize| vec![0.0; tokens * width];
-        Buffers {
-            x: zeros(config.hidden_size),
-            normed: zeros(config.hidden_size),
-            qkv: zeros((config.num_attention_heads + 2 * config.num_key_value_heads) * d),
-            attended: zeros(config.hidden_size),
-            gate_up: zeros(2 * config.intermediate_size),
-            active: zeros(config.intermediate_size),
-            strips: by_columns.then(Vec::new),
-        }
+    /// Of the parts of a tile, in their order.
+    fn widths(&self) -> [usize; 5] {
+        let (config, hidden) = (&self.config, self.config.hidden_size);
+        let projected = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim();
+        [hidden, projected, hidden, 2 * config.intermediate_size, config.intermediate_size]
     }
 
-    fn norm_all(&self, weight: &[f32], buffers: &mut Buffers) {
+    fn norm_all(&self, weight: &[f32], x: &[f32], normed: &mut [f32]) {
         let eps = self.config.rms_norm_eps as f32;
-        vectorised(|| normalise_rows(&buffers.x, weight, eps, &mut buffers.normed));
+        vectorised(|| normalise_rows(x, weight, eps, normed));
     }
 
-    fn project(&self, layer: &HostLayer, buffers: &mut Buffers) {
-        self.norm_all(&layer.input_norm, buffers);
-        buffers.qkv.chunks_exact_mut(layer.qkv_bias.len()).for_each(|row| row.copy_from_slice(&layer.qkv_bias));
-        add(&mut buffers.strips, Product::of_rows(&buffers.normed, &layer.qkv, &mut buffers.qkv));
+    fn project(&self, layer: &HostLayer, x: &[f32], parts: &mut Parts<'_>) {
+        self.norm_all(&layer.input_norm, x, parts.normed);
+        parts.qkv.chunks_exact_mut(layer.qkv_bias.len()).for_each(|row| row.copy_from_slice(&layer.qkv_bias));
+        add(&mut parts.strips, Product::of_rows(parts.normed, &layer.qkv, parts.qkv));
     }
 
-    fn finish_layer(&self, layer: &HostLayer, buffers: &mut Buffers) {
-        add(&mut buffers.strips, Product::of_rows(&buffers.attended, &layer.out, &mut buffers.x));
-        self.norm_all(&layer.post_norm, buffers);
-        buffers.gate_up.fill(0.0);
-        add(&mut buffers.strips, Product::of_rows(&buffers.normed, &layer.gate_up, &mut buffers.gate_up));
+    fn finish_layer(&self, layer: &HostLayer, x: &mut [f32], parts: &mut Parts<'_>) {
+        add(&mut parts.strips, Product::of_rows(parts.attended, &layer.out, x));
+        self.norm_all(&layer.post_norm, x, parts.normed);
+        parts.gate_up.fill(0.0);
+        add(&mut parts.strips, Product::of_rows(parts.normed, &layer.gate_up, parts.gate_up));
         let wide = self.config.intermediate_size;
-        vectorised(|| activate_rows(&buffers.gate_up, wide, &mut buffers.active));
-        add(&mut buffers.strips, Product::of_rows(&buffers.active, &layer.down, &mut buffers.x));
+        vectorised(|| activate_rows(parts.gate_up, wide, parts.active));
+        add(&mut parts.strips, Product::of_rows(parts.active, &layer.down, x));
     }
 
-    /// Attends within each row, one row after another or side by side.
-    fn attend_all(
-        &self,
-        layer: usize,
-        (rows, runs): (&mut [RowCache], &[&[u32]]),
-        capacity: usize,
-        buffers: &mut Buffers,
-    ) {
+    /// Attends within each row, from queries, keys and values.
+    fn attend_rows<R: AsRef<[u32]>>(&self, layer: usize, tile: Tile<'_, R>) {
         let (qkv_width, width) = (self.layers[layer].qkv_bias.len(), self.config.hidden_size);
-        let (mut qkv_left, mut attended_left) = (&mut buffers.qkv[..], &mut buffers.attended[..]);
-        let tasks = rows.iter_mut().zip(runs).map(|(cache, run)| {
-            let (qkv, more) = std::mem::take(&mut qkv_left).split_at_mut(run.len() * qkv_width);
-            let (attended, rest) = std::mem::take(&mut attended_left).split_at_mut(run.len() * width);
-            (qkv_left, attended_left) = (more, rest);
-            (cache, qkv.chunks_exact_mut(qkv_width), attended.chunks_exact_mut(width))
-        });
-        let attend = |(cache, qkv, attended): (&mut RowCache, std::slice::ChunksExactMut<'_, f32>, _)| {
-            let mut scores = SCORES.take();
+        let per_position = self.config.num_hidden_layers * self.config.num_key_value_heads * self.config.head_dim();
+        let mut tokens = tile.from.chunks_exact_mut(qkv_width).zip(tile.to.chunks_exact_mut(width));
+        let mut scores = SCORES.take();
+        for (cache, run) in tile.rows.iter_mut().zip(tile.runs) {
+            let capacity = cache.keys.len() / per_position;
             scores.resize(scores.len().max(capacity), 0.0);
-            let attended: std::slice::ChunksExactMut<'_, f32> = attended;
-            for (offset, (qkv, attended)) in qkv.zip(attended).enumerate() {
+            for (offset, (qkv, attended)) in (0..run.as_ref().len()).zip(&mut tokens) {
                 let place = Place { index: cache.length + offset, image_start: cache.image_start };
                 let token = Token { layer, place, capacity, qkv, attended };
                 vectorised(|| self.attend(cache, token, &mut scores));
             }
-            SCORES.set(scores);
-        };
-        match buffers.strips.is_some() {
-            true => tasks.collect::<Vec<_>>().into_par_iter().for_each(attend),
-            false => tasks.for_each(attend),
         }
+        SCORES.set(scores);
     }
 }
 
 /// Adds a product, by columns where there is memory for it.
-fn add(strips: &mut Option<Vec<f32>>, product: Product<'_>) {
+fn add(strips: &mut Option<&mut Vec<f32>>, product: Product<'_>) {
     match strips {
         Some(strips) => product.add_by_columns(strips),
         None => product.add(),
@@ -362,10 +345,12 @@ mod tests {
         let run = |n_bytes: usize, n_threads: usize| {
             let engine = HostEngine { n_bytes, ..HostEngine::new(&decoder, 9..300).unwrap() };
             with_threads(n_threads, || {
-                let (mut rows, hidden) = engine.prefill(&[&[1, 2, 3, 4, 5], &[6], &[7, 8]], 12).unwrap();
-                let more = engine.extend(&mut rows, &[&[10, 11, 12], &[], &[20]]).unwrap();
-                let logits = engine.logits(&more).unwrap();
-                [hidden, more, logits].map(|tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+                let (mut rows, first) = engine.prefill(&[&[1, 2, 3, 4, 5], &[6], &[7, 8]], 12).unwrap();
+                let mut buffers = DecodeBuffers::default();
+                let runs: [&[u32]; 3] = [&[10, 11, 12], &[], &[20]];
+                engine.extend(&mut rows, &runs, &mut buffers);
+                engine.logits(&mut buffers);
+                (first.flatten_all().unwrap().to_vec1::<f32>().unwrap(), buffers.hidden, buffers.logits)
             })
         };
         let by_rows = run(0, 2);

@@ -25,6 +25,7 @@ mod pass;
 mod recompute;
 mod snapshot;
 mod tape;
+mod tile;
 mod weights;
 
 pub use cache::Cache;
@@ -35,5 +36,6 @@ pub use lora::{LoraConfig, LoraTarget};
 pub use model::Decoder;
 pub use snapshot::{Snapshot, repeat_rows};
 pub use tape::{Scores, Tape, Targets};
+pub(crate) use tile::DecodeBuffers;
 #[cfg(feature = "cuda")]
 pub(crate) use {model::EMBEDDING, weights::Layer};

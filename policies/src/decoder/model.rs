@@ -348,18 +348,19 @@ impl Decoder {
     /// Lengths of rows that are neither empty nor too long and hold known ids.
     pub(super) fn checked_lengths(&self, rows: &[impl AsRef<[u32]>]) -> Result<Vec<usize>> {
         let rows: Vec<&[u32]> = rows.iter().map(AsRef::as_ref).collect();
-        self.config.check_ids(&rows)?;
+        self.config.check_ids(rows.iter().copied())?;
         Ok(rows.iter().map(|row| row.len()).collect())
     }
 }
 
 impl DecoderConfig {
     /// An error where there is no row, or one is empty, too long, or holds an unknown id.
-    pub(super) fn check_ids(&self, rows: &[&[u32]]) -> Result<()> {
-        if rows.is_empty() {
+    pub(super) fn check_ids<'a>(&self, rows: impl IntoIterator<Item = &'a [u32]>) -> Result<()> {
+        let mut rows = rows.into_iter().enumerate().peekable();
+        if rows.peek().is_none() {
             return Err(Error::config("no rows to decode; give at least one"));
         }
-        for (index, row) in rows.iter().enumerate() {
+        for (index, row) in rows {
             let most = self.max_position_embeddings;
             if row.is_empty() || row.len() > most {
                 return Err(Error::config(format!(

@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use grpo::{Error, Result};
 
 use super::cache::{Cache, Store, repeated};
 use super::device::DeviceEngine;
 use super::host::HostEngine;
+use super::tile::DecodeBuffers;
 use super::{Decoder, DecoderConfig};
-use crate::ops::is_host_f32;
+use crate::ops::{is_host_f32, tensor};
 
 /// The weights of one moment, packed for reading prompts and decoding token by token.
 ///
@@ -72,7 +73,7 @@ impl Snapshot {
     /// `[rows, H]` after each prompt's last token.
     pub fn prefill(&self, prompts: &[impl AsRef<[u32]>], capacity: usize) -> Result<(Cache, Tensor)> {
         let prompts: Vec<&[u32]> = prompts.iter().map(AsRef::as_ref).collect();
-        self.config.check_ids(&prompts)?;
+        self.config.check_ids(prompts.iter().copied())?;
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
         let most = self.config.max_position_embeddings;
         if capacity < longest || capacity > most {
@@ -102,43 +103,74 @@ impl Snapshot {
                 cache.rows()
             )));
         }
-        self.extend(cache, &ids.chunks(1).collect::<Vec<_>>())
+        self.extend(cache, ids.as_chunks::<1>().0)
     }
 
     /// Reads a run of tokens in each row, none where it is empty; the hidden states after every one of them, row after
     /// row, `[tokens, H]`.
     ///
     /// Tokens that turn out to be wrong are taken back with [`Cache::truncate`].
-    pub fn extend(&self, cache: &mut Cache, runs: &[impl AsRef<[u32]>]) -> Result<Tensor> {
-        let runs: Vec<&[u32]> = runs.iter().map(AsRef::as_ref).collect();
+    pub fn extend(&self, cache: &mut Cache, runs: &[impl AsRef<[u32]> + Sync]) -> Result<Tensor> {
+        self.check_runs(cache, runs)?;
+        match (&self.engine, &mut cache.store) {
+            (Engine::Host(engine), Store::Host(rows)) => {
+                let mut buffers = DecodeBuffers::default();
+                engine.extend(rows, runs, &mut buffers);
+                engine.hidden(buffers)
+            }
+            (Engine::Device(engine), Store::Device(cache)) => {
+                engine.extend(cache, &runs.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+            }
+            _ => Err(Error::config("the cache is another device's; prefill with this snapshot")),
+        }
+    }
+
+    /// [`Snapshot::extend`] and [`Snapshot::logits`], into buffers: on the CPU, with those of an earlier step, a step
+    /// allocates nothing.
+    pub(crate) fn extend_logits<R>(&self, cache: &mut Cache, runs: &[R], buffers: &mut DecodeBuffers) -> Result<()>
+    where
+        R: AsRef<[u32]> + Sync,
+    {
+        if let Engine::Host(engine) = &self.engine {
+            self.check_runs(cache, runs)?;
+            if let Store::Host(rows) = &mut cache.store {
+                engine.extend(rows, runs, buffers);
+                engine.logits(buffers);
+                return Ok(());
+            }
+        }
+        let hidden = self.extend(cache, runs)?;
+        self.logits_in(&hidden, buffers)
+    }
+
+    fn check_runs(&self, cache: &Cache, runs: &[impl AsRef<[u32]>]) -> Result<()> {
         if runs.len() != cache.rows() {
             let (got, rows) = (runs.len(), cache.rows());
             return Err(Error::config(format!("{got} runs of tokens for a cache of {rows} rows; give one per row")));
         }
-        let filled: Vec<&[u32]> = runs.iter().copied().filter(|run| !run.is_empty()).collect();
-        self.config.check_ids(&filled)?;
-        cache.check_room(&runs)?;
-        match (&self.engine, &mut cache.store) {
-            (Engine::Host(engine), Store::Host(rows)) => engine.extend(rows, &runs),
-            (Engine::Device(engine), Store::Device(cache)) => engine.extend(cache, &runs),
-            _ => Err(Error::config("the cache is another device's; prefill with this snapshot")),
-        }
+        self.config.check_ids(runs.iter().map(AsRef::as_ref).filter(|run| !run.is_empty()))?;
+        cache.check_room(runs)
     }
 
     /// Logits of the slice of the vocabulary, `[rows, slice]`, for hidden states `[rows, H]`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         match &self.engine {
-            Engine::Host(engine) => engine.logits(hidden),
+            Engine::Host(engine) => {
+                let mut buffers = DecodeBuffers::default();
+                engine.logits_of(hidden, &mut buffers)?;
+                Ok(tensor(buffers.logits, (hidden.dim(0)?, self.slice.len()))?)
+            }
             Engine::Device(engine) => engine.logits(hidden),
         }
     }
 
-    /// The numbers of [`Snapshot::logits`], row by row.
-    pub(crate) fn logit_rows(&self, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
+    /// [`Snapshot::logits`], into buffers.
+    pub(crate) fn logits_in(&self, hidden: &Tensor, buffers: &mut DecodeBuffers) -> Result<()> {
         match &self.engine {
-            Engine::Host(engine) => engine.logit_rows(hidden),
-            Engine::Device(engine) => Ok(engine.logits(hidden)?.to_device(&Device::Cpu)?.to_vec2()?),
+            Engine::Host(engine) => engine.logits_of(hidden, buffers)?,
+            Engine::Device(engine) => buffers.logits = engine.logits(hidden)?.flatten_all()?.to_vec1()?,
         }
+        Ok(())
     }
 }
 

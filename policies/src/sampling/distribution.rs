@@ -1,5 +1,7 @@
 //! A shaped distribution over choices: probabilities, and draws by the inverse of its cumulative function.
 
+use std::cell::Cell;
+
 use grpo::{Error, Result};
 
 use super::Shaping;
@@ -9,7 +11,9 @@ use crate::ops::vector::{self, vectorised};
 const BLOCK: usize = 256;
 
 /// What remains of a law over choices once it is shaped; choices that were cut away have probability 0.
-#[derive(Clone, Debug)]
+///
+/// Its memory is used again by [`Distribution::shape`] and [`Distribution::shape_guided`].
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Distribution {
     /// Log-weights, negative infinity where a choice was cut away.
     scores: Vec<f32>,
@@ -22,18 +26,49 @@ pub(crate) struct Distribution {
 }
 
 impl Distribution {
-    /// The shaped softmax of `logits`.
-    pub(crate) fn new(mut logits: Vec<f32>, shaping: &Shaping) -> Self {
+    /// Becomes the shaped softmax of `logits`.
+    pub(crate) fn shape(&mut self, logits: &[f32], shaping: &Shaping) {
+        self.fill(logits.len(), shaping, |first, block| block.copy_from_slice(&logits[first..][..block.len()]));
+    }
+
+    /// Becomes the shaped softmax of `u + s·(c − u)` of two log-softmaxes (SimpleAR's `CFGLogits`), the conditional one's
+    /// logits `c` and the unconditional one's `u`, with the scale `s`.
+    pub(crate) fn shape_guided(&mut self, (c, u): (&[f32], &[f32]), scale: f32, shaping: &Shaping) {
+        let (c_sum, u_sum) = (log_sum_exp(c) as f32, log_sum_exp(u) as f32);
+        self.fill(c.len(), shaping, |first, block| {
+            for ((slot, c), u) in block.iter_mut().zip(&c[first..]).zip(&u[first..]) {
+                let (c, u) = (c - c_sum, u - u_sum);
+                *slot = u + scale * (c - u);
+            }
+        });
+    }
+
+    /// Writes scores a block at a time, and shapes and measures each while it is near: two passes over all of them, one up
+    /// to the greatest and one for the sums.
+    #[inline(always)]
+    fn fill(&mut self, n: usize, shaping: &Shaping, write: impl Fn(usize, &mut [f32])) {
+        self.scores.resize(n, 0.0);
+        self.sums.resize(n.div_ceil(BLOCK), 0.0);
+        // A division can make logits equal, and the first of equal ones is the greedy choice.
+        let temperature = if shaping.greedy { 1.0 } else { shaping.temperature };
+        let scores = &mut self.scores;
+        self.top = vectorised(|| {
+            let mut top = f32::NEG_INFINITY;
+            for (index, block) in scores.chunks_mut(BLOCK).enumerate() {
+                write(index * BLOCK, block);
+                block.iter_mut().for_each(|score| *score /= temperature);
+                top = greater(top, vector::max(block));
+            }
+            top
+        });
         if shaping.greedy {
-            keep_best(&mut logits);
+            self.top = keep_first(&mut self.scores, self.top);
+        } else if shaping.truncates() {
+            truncate(&mut self.scores, self.top, shaping);
         }
-        for score in &mut logits {
-            *score /= shaping.temperature;
-        }
-        truncate(&mut logits, shaping);
-        let (top, sums) = block_sums(&logits);
-        let normaliser = f64::from(top) + total(&sums).ln();
-        Self { scores: logits, top, sums, normaliser }
+        let (scores, sums, top) = (&self.scores, &mut self.sums, self.top);
+        vectorised(|| sums.iter_mut().zip(scores.chunks(BLOCK)).for_each(|(sum, block)| *sum = block_sum(block, top)));
+        self.normaliser = f64::from(top) + total(&self.sums).ln();
     }
 
     /// An error where logits were no numbers, so that nothing can be drawn.
@@ -89,86 +124,85 @@ impl Distribution {
     }
 }
 
-/// `u + s·(c − u)` of the two log-softmaxes (SimpleAR's `CFGLogits`), before any shaping.
-pub(crate) fn guided(conditional: &[f32], unconditional: &[f32], scale: f32) -> Vec<f32> {
-    let (c_sum, u_sum) = (log_sum_exp(conditional) as f32, log_sum_exp(unconditional) as f32);
-    let mut blend = vec![0.0; conditional.len()];
-    vectorised(|| {
-        for ((slot, c), u) in blend.iter_mut().zip(conditional).zip(unconditional) {
-            let (c, u) = (c - c_sum, u - u_sum);
-            *slot = u + scale * (c - u);
-        }
-    });
-    blend
+/// Leaves the first score that is the greatest, at 0, which becomes the greatest.
+fn keep_first(scores: &mut [f32], top: f32) -> f32 {
+    let first = scores.iter().position(|score| *score == top).unwrap_or(0);
+    scores.fill(f32::NEG_INFINITY);
+    scores.iter_mut().skip(first).take(1).for_each(|score| *score = 0.0);
+    0.0
 }
 
-/// Leaves the greatest score, the first of equal ones.
-fn keep_best(scores: &mut [f32]) {
-    let first_best = scores
-        .iter()
-        .enumerate()
-        .fold((0, f32::NEG_INFINITY), |best, (choice, &score)| if score > best.1 { (choice, score) } else { best });
-    for (choice, score) in scores.iter_mut().enumerate() {
-        *score = if choice == first_best.0 { 0.0 } else { f32::NEG_INFINITY };
-    }
+thread_local! {
+    /// Choices in the order of their scores, and scores in that order, of the law that this thread is about.
+    static ORDER: Cell<(Vec<u32>, Vec<f32>)> = const { Cell::new((Vec::new(), Vec::new())) };
 }
 
 /// Leaves the choices of top-k, then of top-p, then of min-p; ties at a border fall to the smaller index.
 ///
 /// (transformers keeps every tie of top-k's last score.)
-fn truncate(scores: &mut [f32], shaping: &Shaping) {
+fn truncate(scores: &mut [f32], top: f32, shaping: &Shaping) {
     let kept = shaping.top_k.unwrap_or(scores.len()).min(scores.len());
     if kept < scores.len() || shaping.top_p < 1.0 {
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        let greater_first = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
+        let (mut order, mut remaining) = ORDER.take();
+        order.clear();
+        order.extend(0..scores.len() as u32);
+        let score = |choice: &u32| scores[*choice as usize];
+        let greater_first = |a: &u32, b: &u32| score(b).total_cmp(&score(a)).then(a.cmp(b));
         if kept < order.len() {
             order.select_nth_unstable_by(kept, greater_first);
         }
+        let mut reached = kept;
         if shaping.top_p < 1.0 {
             order[..kept].sort_unstable_by(greater_first);
+            remaining.clear();
+            remaining.extend(order[..kept].iter().map(score));
+            reached = nucleus(&remaining, shaping.top_p);
         }
-        let kept = if shaping.top_p < 1.0 { nucleus(scores, &order[..kept], shaping.top_p) } else { kept };
-        order[kept..].iter().for_each(|&choice| scores[choice] = f32::NEG_INFINITY);
+        order[reached..].iter().for_each(|choice| scores[*choice as usize] = f32::NEG_INFINITY);
+        ORDER.set((order, remaining));
     }
     if shaping.min_p > 0.0 {
-        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let least = top + shaping.min_p.ln();
         scores.iter_mut().filter(|score| **score < least).for_each(|score| *score = f32::NEG_INFINITY);
     }
 }
 
-/// How many of the choices in `order`, likeliest first, reach probability `top_p` together.
-fn nucleus(scores: &[f32], order: &[usize], top_p: f32) -> usize {
-    let remaining: Vec<f32> = order.iter().map(|&choice| scores[choice]).collect();
-    let normaliser = log_sum_exp(&remaining);
+/// How many of the scores, greatest first, reach probability `top_p` together.
+fn nucleus(scores: &[f32], top_p: f32) -> usize {
+    let normaliser = log_sum_exp(scores);
     let mut mass = 0.0;
-    let reaches = remaining.iter().position(|&score| {
+    let reaches = scores.iter().position(|&score| {
         mass += (f64::from(score) - normaliser).exp();
         mass >= f64::from(top_p)
     });
-    reaches.map_or(order.len(), |last| last + 1)
+    reaches.map_or(scores.len(), |last| last + 1)
 }
 
 /// The logarithm of the sum of exponentials.
 fn log_sum_exp(scores: &[f32]) -> f64 {
-    let (top, sums) = block_sums(scores);
-    f64::from(top) + total(&sums).ln()
+    vectorised(|| {
+        let top = vector::max(scores);
+        let mut sum = 0.0;
+        for block in scores.chunks(BLOCK) {
+            sum += f64::from(block_sum(block, top));
+        }
+        f64::from(top) + sum.ln()
+    })
 }
 
-/// The greatest score, and the sum of `e^(score − greatest)` of each block of scores.
-fn block_sums(scores: &[f32]) -> (f32, Vec<f32>) {
-    let mut sums = vec![0.0; scores.len().div_ceil(BLOCK)];
-    let top = vectorised(|| {
-        let top = vector::max(scores);
-        let mut weights = [0.0; BLOCK];
-        for (sum, scores) in sums.iter_mut().zip(scores.chunks(BLOCK)) {
-            let weights = &mut weights[..scores.len()];
-            weights.iter_mut().zip(scores).for_each(|(slot, score)| *slot = weight(*score, top));
-            *sum = vector::sum(weights);
-        }
-        top
-    });
-    (top, sums)
+/// The sum of `e^(score − top)` of a block of scores.
+#[inline(always)]
+fn block_sum(scores: &[f32], top: f32) -> f32 {
+    let mut weights = [0.0; BLOCK];
+    let weights = &mut weights[..scores.len()];
+    weights.iter_mut().zip(scores).for_each(|(slot, score)| *slot = weight(*score, top));
+    vector::sum(weights)
+}
+
+/// The greater number; `a` where `b` is none.
+#[inline(always)]
+fn greater(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 fn total(sums: &[f32]) -> f64 {
@@ -205,6 +239,19 @@ mod tests {
     const LOGITS: [f32; 4] = [1.0, 3.0, 2.0, 0.0];
     const PLAIN: Shaping = Shaping { temperature: 1.0, top_k: None, top_p: 1.0, min_p: 0.0, greedy: false };
 
+    fn shaped(logits: &[f32], shaping: &Shaping) -> Distribution {
+        // Memory of a longer law, which must not show.
+        let mut law = Distribution { scores: vec![9.0; 700], sums: vec![9.0; 3], ..Distribution::default() };
+        law.shape(logits, shaping);
+        law
+    }
+
+    fn guided(logits: (&[f32], &[f32]), scale: f32, shaping: &Shaping) -> Distribution {
+        let mut law = Distribution::default();
+        law.shape_guided(logits, scale, shaping);
+        law
+    }
+
     fn frequencies(law: &Distribution) -> Vec<f64> {
         let n = 20_000;
         let mut counts = vec![0.0; LOGITS.len()];
@@ -215,7 +262,7 @@ mod tests {
     }
 
     fn check(shaping: Shaping, expected: [f64; 4]) {
-        let law = Distribution::new(LOGITS.to_vec(), &shaping);
+        let law = shaped(&LOGITS, &shaping);
         for (choice, (got, expected)) in frequencies(&law).iter().zip(expected).enumerate() {
             assert!((got - expected).abs() < 1e-3, "{shaping:?}: {got} is not {expected}");
             assert!((law.probability(choice) - expected).abs() < 1e-6);
@@ -251,7 +298,7 @@ mod tests {
     #[test]
     fn of_equal_scores_the_first_remains() {
         for shaping in [Shaping { greedy: true, ..PLAIN }, Shaping { top_k: Some(1), ..PLAIN }] {
-            assert_eq!(Distribution::new(vec![1.0, 2.0, 2.0], &shaping).draw(0.999), 1);
+            assert_eq!(shaped(&[1.0, 2.0, 2.0], &shaping).draw(0.999), 1);
         }
     }
 
@@ -259,9 +306,9 @@ mod tests {
     fn guidance_of_one_is_none_and_of_more_moves_away_from_the_unconditional() {
         let law = |scale: f32, temperature: f32| {
             let shaping = Shaping { temperature, ..PLAIN };
-            frequencies(&Distribution::new(guided(&LOGITS, &[0.0; 4], scale), &shaping))
+            frequencies(&guided((&LOGITS, &[0.0; 4]), scale, &shaping))
         };
-        assert_eq!(law(1.0, 1.0), frequencies(&Distribution::new(LOGITS.to_vec(), &PLAIN)));
+        assert_eq!(law(1.0, 1.0), frequencies(&shaped(&LOGITS, &PLAIN)));
         // Against a flat branch, scale 2 is temperature 1/2.
         assert_eq!(law(2.0, 1.0), law(1.0, 0.5));
     }
@@ -290,11 +337,10 @@ mod tests {
         for case in golden.cases {
             let Case { temperature, top_k, top_p, min_p, .. } = case;
             let shaping = Shaping { temperature, top_k, top_p, min_p, greedy: false };
-            let scores = match case.guidance {
-                1.0 => case.conditional,
-                scale => guided(&case.conditional, &case.unconditional, scale),
+            let law = match case.guidance {
+                1.0 => shaped(&case.conditional, &shaping),
+                scale => guided((&case.conditional, &case.unconditional), scale, &shaping),
             };
-            let law = Distribution::new(scores, &shaping);
             for (choice, want) in case.log_probs.iter().enumerate() {
                 match want {
                     None => assert_eq!(law.probability(choice), 0.0, "{shaping:?}, choice {choice}"),
@@ -306,19 +352,19 @@ mod tests {
 
     #[test]
     fn logits_that_are_no_numbers_are_an_error() {
-        assert!(Distribution::new(LOGITS.to_vec(), &PLAIN).check().is_ok());
+        assert!(shaped(&LOGITS, &PLAIN).check().is_ok());
         for logits in [vec![f32::NAN, 1.0], vec![f32::INFINITY, 1.0]] {
-            let error = Distribution::new(logits, &PLAIN).check().unwrap_err().to_string();
+            let error = shaped(&logits, &PLAIN).check().unwrap_err().to_string();
             assert!(error.contains("not finite") && error.contains("earlier checkpoint"), "{error}");
         }
     }
 
     #[test]
     fn the_excess_over_another_law_is_what_is_left() {
-        let law = Distribution::new(LOGITS.to_vec(), &PLAIN);
+        let law = shaped(&LOGITS, &PLAIN);
         // Over the flat law only choice 1 has more, so every draw is it.
         for uniform in [0.0, 0.5, 0.999] {
-            assert_eq!(law.draw_excess(&Distribution::new(vec![0.0; 4], &PLAIN), uniform), 1);
+            assert_eq!(law.draw_excess(&shaped(&[0.0; 4], &PLAIN), uniform), 1);
         }
         assert_eq!(law.draw_excess(&law, 0.5), law.draw(0.5));
     }

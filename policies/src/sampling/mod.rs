@@ -5,7 +5,7 @@ mod distribution;
 use grpo::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use distribution::{Distribution, guided};
+pub(crate) use distribution::Distribution;
 
 /// Which log-probabilities are trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

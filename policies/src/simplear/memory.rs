@@ -102,9 +102,11 @@ impl SimpleAr {
         let cache = F32 * 2 * (config.num_key_value_heads * config.num_hidden_layers) as u64 * head_dim * capacity;
         let body = self.decoder.n_elements() as u64 - config.vocab_size as u64 * config.hidden_size as u64;
         let packed = F32 * body + sizes.embedding() + F32 * sizes.slice * config.hidden_size as u64;
-        // Logits as a tensor, as rows and as laws; a window keeps a law per draft beside the new one.
-        let laws = F32 * sizes.slice * (3 + 2 * (self.window as u64 - 1));
-        packed + rows * (cache + laws)
+        // Logits of each branch, which threads may make in strips first, and laws: a window has one for each of its
+        // tokens and for each draft.
+        let window = self.window as u64;
+        let laws = F32 * sizes.slice * (2 * branches * window + 2 * window - 1);
+        packed + rows * cache + work.rollout_rows as u64 * laws
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
 use grpo::{Error, Request, Result, Seed};
 use rayon::prelude::*;
 
 use super::speculative::speculate;
 use super::{ImageTrace, Law, SimpleAr, Vocabulary};
-use crate::decoder::{Cache, Snapshot, repeat_rows};
-use crate::sampling::{Distribution, guided};
+use crate::decoder::{Cache, DecodeBuffers, Snapshot, repeat_rows};
+use crate::sampling::Distribution;
 
 /// What an image is made of, and what that took.
 #[derive(Clone, Debug)]
@@ -23,7 +22,7 @@ pub struct Drawn {
 }
 
 /// Choices so far of one row, counted from the first that competes.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) choices: Vec<u32>,
     /// Log-probability of each under the law.
@@ -33,27 +32,33 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
+    /// None so far, with memory for so many.
+    pub(super) fn with_room(n_tokens: usize) -> Self {
+        Self { choices: Vec::with_capacity(n_tokens), log_probs: Vec::with_capacity(n_tokens), n_passes: 0 }
+    }
+
     pub(super) fn push(&mut self, choice: usize, law: &Distribution) {
         self.choices.push(choice as u32);
         self.log_probs.push(law.log_prob(choice));
     }
 }
 
-/// Draws token by token.
+/// Draws token by token; from the second step on nothing is allocated.
 fn one_by_one(mut branches: Branches<'_>, seeds: &[Seed], n_tokens: usize) -> Result<Vec<Sequence>> {
-    let mut rows = vec![Sequence::default(); seeds.len()];
-    let mut laws = branches.first_laws()?;
+    let row = |seed: &Seed| (*seed, Sequence::with_room(n_tokens), Distribution::default());
+    let mut rows: Vec<(Seed, Sequence, Distribution)> = seeds.iter().map(row).collect();
     for position in 0..n_tokens {
-        rows.par_iter_mut().zip(&laws).zip(seeds).for_each(|((row, law), seed)| {
-            row.n_passes += 1;
-            row.push(law.draw(seed.fold(position as u64).uniform()), law);
-        });
+        rows.par_iter_mut().enumerate().try_for_each(|(index, (seed, sequence, law))| {
+            branches.shape(index, law)?;
+            sequence.n_passes += 1;
+            sequence.push(law.draw(seed.fold(position as u64).uniform()), law);
+            Ok::<(), Error>(())
+        })?;
         if position + 1 < n_tokens {
-            let lasts: Vec<&[u32]> = rows.iter().map(|row| &row.choices[position..]).collect();
-            laws = branches.extend(&lasts)?;
+            branches.extend(rows.iter().map(|(_, sequence, _)| &sequence.choices[position..]))?;
         }
     }
-    Ok(rows)
+    Ok(rows.into_iter().map(|(_, sequence, _)| sequence).collect())
 }
 
 impl SimpleAr {
@@ -80,10 +85,12 @@ impl SimpleAr {
         let snapshot = self.decoder.snapshot(choices.clone())?;
         let branches = Branches::read(self, &snapshot, requests, self.n_tokens())?;
         let seeds: Vec<Seed> = requests.iter().map(|request| request.seed).collect();
-        let sequences = match self.window {
-            1 => one_by_one(branches, &seeds, self.n_tokens())?,
-            window => speculate(branches, &seeds, (self.n_tokens(), window))?,
-        };
+        // A thread of the pool drives the loop: a call from outside would wake the pool, and wait for it, several times a
+        // step, and allocate every now and then.
+        let sequences = rayon::scope(|_| match self.window {
+            1 => one_by_one(branches, &seeds, self.n_tokens()),
+            window => speculate(branches, &seeds, (self.n_tokens(), window)),
+        })?;
         let drawn = |sequence: Sequence| {
             let ids: Vec<u32> = sequence.choices.iter().map(|choice| choices.start as u32 + choice).collect();
             Drawn { trace: self.trace(&ids), log_probs: sequence.log_probs, n_passes: sequence.n_passes }
@@ -139,57 +146,80 @@ impl SimpleAr {
     }
 }
 
-/// The conditional branch and, under guidance, the unconditional one, which reads the same tokens behind its own prompt.
+/// The conditional branch of every row and, under guidance, behind all of those the unconditional ones, which read the
+/// same tokens behind a prompt of their own.
+///
+/// Rows never meet, so both branches go through the decoder as one batch, which reads the weights once.
 pub(super) struct Branches<'a> {
     law: &'a Law,
-    /// The id of the first choice.
-    offset: u32,
-    conditional: Branch<'a>,
-    unconditional: Option<Branch<'a>>,
+    snapshot: &'a Snapshot,
+    /// How often each row is there.
+    n_branches: usize,
+    cache: Cache,
+    /// What the last pass read, in every branch.
+    ids: Vec<Vec<u32>>,
+    /// Logits of the last pass: those of one branch behind those of the other.
+    buffers: DecodeBuffers,
 }
 
 impl<'a> Branches<'a> {
     /// Reads the prompts of all requests, with room for `n_tokens` more in each row.
     fn read(policy: &'a SimpleAr, snapshot: &'a Snapshot, requests: &[Request<'_>], n_tokens: usize) -> Result<Self> {
-        let (prompts, repeats) = policy.distinct_prompts(requests)?;
-        let conditional = Branch::read(snapshot, &prompts, &repeats, n_tokens)?;
-        let unconditional = match policy.law.guidance == 1.0 {
-            true => None,
-            false => Some(Branch::read(snapshot, &[policy.negative_ids()?], &[requests.len()], n_tokens)?),
-        };
-        Ok(Self { law: &policy.law, offset: snapshot.slice().start as u32, conditional, unconditional })
+        let (mut prompts, mut repeats) = policy.distinct_prompts(requests)?;
+        let n_branches = if policy.law.guidance == 1.0 { 1 } else { 2 };
+        if n_branches > 1 {
+            prompts.push(policy.negative_ids()?);
+            repeats.push(requests.len());
+        }
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let most = snapshot.max_positions();
+        check_room(longest, n_tokens, most)?;
+        // A device writes the filling of an empty run behind the row's end.
+        let (cache, hidden) = snapshot.prefill(&prompts, (longest + n_tokens).min(most))?;
+        let mut buffers = DecodeBuffers::default();
+        snapshot.logits_in(&repeat_rows(&hidden, &repeats)?, &mut buffers)?;
+        let ids = vec![Vec::new(); n_branches * requests.len()];
+        Ok(Self { law: &policy.law, snapshot, n_branches, cache: cache.expand(&repeats)?, ids, buffers })
     }
 
-    /// The law of each row's first token.
-    pub(super) fn first_laws(&self) -> Result<Vec<Distribution>> {
-        let conditional = self.conditional.logits(&self.conditional.prompt_hidden)?;
-        let unconditional =
-            self.unconditional.as_ref().map(|branch| branch.logits(&branch.prompt_hidden)).transpose()?;
-        checked(self.laws(conditional, unconditional))
-    }
-
-    /// Reads a run of choices in each row; the law behind every one of them, row after row.
-    pub(super) fn extend(&mut self, runs: &[&[u32]]) -> Result<Vec<Distribution>> {
-        let ids: Vec<Vec<u32>> =
-            runs.iter().map(|run| run.iter().map(|choice| self.offset + choice).collect()).collect();
-        let conditional = self.conditional.extend(&ids)?;
-        let unconditional = self.unconditional.as_mut().map(|branch| branch.extend(&ids)).transpose()?;
-        checked(self.laws(conditional, unconditional))
+    /// Reads a run of choices in each row.
+    pub(super) fn extend<'r>(&mut self, runs: impl Iterator<Item = &'r [u32]> + Clone) -> Result<()> {
+        let first = self.snapshot.slice().start as u32;
+        for (ids, run) in self.ids.iter_mut().zip(runs.cycle()) {
+            ids.clear();
+            ids.extend(run.iter().map(|choice| first + choice));
+        }
+        self.snapshot.extend_logits(&mut self.cache, &self.ids, &mut self.buffers)
     }
 
     /// Forgets the last so many tokens of each row.
     pub(super) fn take_back(&mut self, n_tokens: &[usize]) -> Result<()> {
-        self.conditional.take_back(n_tokens)?;
-        self.unconditional.as_mut().map_or(Ok(()), |branch| branch.take_back(n_tokens))
+        let lengths = self.cache.lengths();
+        let lengths: Vec<usize> = lengths.iter().zip(n_tokens.iter().cycle()).map(|(have, back)| have - back).collect();
+        self.cache.truncate(&lengths)
     }
 
-    fn laws(&self, conditional: Vec<Vec<f32>>, unconditional: Option<Vec<Vec<f32>>>) -> Vec<Distribution> {
-        let shaping = self.law.shaping();
-        let Some(unconditional) = unconditional else {
-            return conditional.into_par_iter().map(|c| Distribution::new(c, &shaping)).collect();
+    /// Shapes the law behind a token of the last pass, which are counted row after row: at first each row's prompt.
+    pub(super) fn shape(&self, token: usize, law: &mut Distribution) -> Result<()> {
+        let (shaping, logits) = (self.law.shaping(), self.buffers.logits());
+        let (conditional, unconditional) = logits.split_at(logits.len() / self.n_branches);
+        let n_choices = self.snapshot.slice().len();
+        let at = token * n_choices..(token + 1) * n_choices;
+        match self.n_branches {
+            1 => law.shape(&conditional[at], &shaping),
+            _ => law.shape_guided((&conditional[at.clone()], &unconditional[at]), self.law.guidance, &shaping),
+        }
+        law.check()
+    }
+
+    /// The laws behind all tokens of the last pass.
+    pub(super) fn laws(&self) -> Result<Vec<Distribution>> {
+        let n_tokens = self.buffers.logits().len() / self.snapshot.slice().len() / self.n_branches;
+        let law = |token: usize| {
+            let mut law = Distribution::default();
+            self.shape(token, &mut law).map(|()| law)
         };
-        let law = |(c, u): (&Vec<f32>, &Vec<f32>)| Distribution::new(guided(c, u, self.law.guidance), &shaping);
-        conditional.par_iter().zip(&unconditional).map(law).collect()
+        (0..n_tokens).into_par_iter().map(law).collect()
     }
 }
 
@@ -204,43 +234,4 @@ fn check_room(prompt: usize, n_tokens: usize, most: usize) -> Result<()> {
          prompt to {} tokens or take smaller images",
         (most + 1).saturating_sub(n_tokens)
     )))
-}
-
-/// Laws of which nothing can be drawn are an error.
-fn checked(laws: Vec<Distribution>) -> Result<Vec<Distribution>> {
-    laws.iter().try_for_each(Distribution::check)?;
-    Ok(laws)
-}
-
-/// One decoding branch: its prompt, read, and the cache of what follows.
-struct Branch<'a> {
-    snapshot: &'a Snapshot,
-    cache: Cache,
-    /// Hidden states after each row's prompt.
-    prompt_hidden: Tensor,
-}
-
-impl<'a> Branch<'a> {
-    fn read(snapshot: &'a Snapshot, prompts: &[Vec<u32>], repeats: &[usize], n_tokens: usize) -> Result<Self> {
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let most = snapshot.max_positions();
-        check_room(longest, n_tokens, most)?;
-        // A device writes the filling of an empty run behind the row's end.
-        let (cache, hidden) = snapshot.prefill(prompts, (longest + n_tokens).min(most))?;
-        Ok(Self { snapshot, cache: cache.expand(repeats)?, prompt_hidden: repeat_rows(&hidden, repeats)? })
-    }
-
-    fn logits(&self, hidden: &Tensor) -> Result<Vec<Vec<f32>>> {
-        self.snapshot.logit_rows(hidden)
-    }
-
-    fn extend(&mut self, ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
-        let hidden = self.snapshot.extend(&mut self.cache, ids)?;
-        self.logits(&hidden)
-    }
-
-    fn take_back(&mut self, n_tokens: &[usize]) -> Result<()> {
-        let lengths: Vec<usize> = self.cache.lengths().iter().zip(n_tokens).map(|(have, back)| have - back).collect();
-        self.cache.truncate(&lengths)
-    }
 }

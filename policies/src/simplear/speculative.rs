@@ -42,11 +42,11 @@ pub(super) fn speculate(
     seeds: &[Seed],
     (n_tokens, window): (usize, usize),
 ) -> Result<Vec<Sequence>> {
-    let row = |seed: &Seed| Row { seed: *seed, sequence: Sequence::default(), drafts: Vec::new(), run: Vec::new() };
+    let row =
+        |seed: &Seed| Row { seed: *seed, sequence: Sequence::with_room(n_tokens), drafts: Vec::new(), run: Vec::new() };
     let mut rows: Vec<Row> = seeds.iter().map(row).collect();
-    let mut laws = branches.first_laws()?;
     loop {
-        let mut laws_left = laws.into_iter().map(Arc::new);
+        let mut laws_left = branches.laws()?.into_iter().map(Arc::new);
         // The first pass read prompts and judges no draft; a row that is done reads nothing and gets no law.
         let of_rows: Vec<Vec<Arc<Distribution>>> =
             rows.iter().map(|row| laws_left.by_ref().take(row.n_laws(n_tokens)).collect()).collect();
@@ -59,7 +59,7 @@ pub(super) fn speculate(
         if rows.iter().all(|row| row.run.is_empty()) {
             return Ok(rows.into_iter().map(|row| row.sequence).collect());
         }
-        laws = branches.extend(&rows.iter().map(|row| row.run.as_slice()).collect::<Vec<_>>())?;
+        branches.extend(rows.iter().map(|row| row.run.as_slice()))?;
     }
 }
 

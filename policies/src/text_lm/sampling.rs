@@ -1,12 +1,11 @@
 //! Drawing completions: each prompt read once, all rows decoded together, each until it ends.
 
-use candle_core::Tensor;
-use grpo::{Error, Request, Result};
+use grpo::{Error, Request, Result, Seed};
 use rayon::prelude::*;
 
 use super::TextLm;
-use crate::decoder::{Cache, Snapshot, repeat_rows};
-use crate::sampling::Distribution;
+use crate::decoder::{Cache, DecodeBuffers, Snapshot, repeat_rows};
+use crate::sampling::{Distribution, Shaping};
 
 /// What was drawn for a request.
 pub(super) struct Drawn {
@@ -20,32 +19,36 @@ impl TextLm {
     pub(super) fn draw(&self, requests: &[Request<'_>]) -> Result<Vec<Drawn>> {
         let (prompts, repeats) = self.distinct_prompts(requests)?;
         let snapshot = self.decoder.snapshot(0..self.decoder.config().vocab_size)?;
-        let mut open = Open::read(&snapshot, &prompts, &repeats, self.room(&prompts)?)?;
+        let open = Open::read(&snapshot, &prompts, &repeats, self.room(&prompts)?)?;
         let rows = prompts.iter().zip(&repeats).flat_map(|(prompt, times)| std::iter::repeat_n(prompt, *times));
-        let mut drawn: Vec<Drawn> =
-            rows.map(|prompt| Drawn { prompt: prompt.clone(), ids: Vec::new(), log_probs: Vec::new() }).collect();
-        for position in 0..self.law.max_new_tokens {
-            for (row, id, log_prob) in self.choose(&open, requests, position)? {
-                drawn[row].ids.push(id);
-                drawn[row].log_probs.push(log_prob);
-            }
-            if position + 1 == self.law.max_new_tokens || !open.advance(&drawn, &self.ends)? {
-                break;
-            }
-        }
+        let n = self.law.max_new_tokens;
+        let mut drawn: Vec<Drawn> = rows
+            .map(|prompt| Drawn {
+                prompt: prompt.clone(),
+                ids: Vec::with_capacity(n),
+                log_probs: Vec::with_capacity(n),
+            })
+            .collect();
+        let seeds: Vec<Seed> = requests.iter().map(|request| request.seed).collect();
+        // A thread of the pool drives the loop: see SimpleAR's.
+        rayon::scope(|_| self.complete(open, &seeds, &mut drawn))?;
         Ok(drawn)
     }
 
-    /// The choice of every open row at a position: row, id and its log-probability.
-    fn choose(&self, open: &Open<'_>, requests: &[Request<'_>], position: usize) -> Result<Vec<(usize, u32, f32)>> {
+    /// Draws token by token; from the second step on nothing is allocated.
+    fn complete(&self, mut open: Open<'_>, seeds: &[Seed], drawn: &mut [Drawn]) -> Result<()> {
         let shaping = self.law.shaping();
-        let choose = |(logits, row): (Vec<f32>, &usize)| {
-            let law = Distribution::new(logits, &shaping);
-            law.check()?;
-            let choice = law.draw(requests[*row].seed.fold(position as u64).uniform());
-            Ok((*row, choice as u32, law.log_prob(choice)))
-        };
-        open.logits()?.into_par_iter().zip(&open.rows).map(choose).collect()
+        for position in 0..self.law.max_new_tokens {
+            open.choose(&shaping, |row| seeds[row].fold(position as u64))?;
+            for row in &open.rows {
+                drawn[row.index].ids.push(row.last[0]);
+                drawn[row.index].log_probs.push(row.log_prob);
+            }
+            if position + 1 == self.law.max_new_tokens || !open.advance(&self.ends)? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Each run of requests for one prompt is read once; how often it is repeated.
@@ -72,40 +75,63 @@ impl TextLm {
     }
 }
 
-/// The rows that have not ended: their numbers, their caches, and the hidden states after their last tokens.
+/// The rows that have not ended, their caches, and the logits behind their last tokens.
 struct Open<'a> {
     snapshot: &'a Snapshot,
-    rows: Vec<usize>,
+    rows: Vec<Row>,
     cache: Cache,
-    hidden: Tensor,
+    buffers: DecodeBuffers,
+}
+
+/// A row that has not ended.
+#[derive(Default)]
+struct Row {
+    /// Its request's.
+    index: usize,
+    law: Distribution,
+    /// The last token drawn, a run of one.
+    last: [u32; 1],
+    log_prob: f32,
+}
+
+impl AsRef<[u32]> for Row {
+    fn as_ref(&self) -> &[u32] {
+        &self.last
+    }
 }
 
 impl<'a> Open<'a> {
     fn read(snapshot: &'a Snapshot, prompts: &[Vec<u32>], repeats: &[usize], room: usize) -> Result<Self> {
         let (cache, hidden) = snapshot.prefill(prompts, room)?;
-        let rows = (0..repeats.iter().sum()).collect();
-        Ok(Self { snapshot, rows, cache: cache.expand(repeats)?, hidden: repeat_rows(&hidden, repeats)? })
+        let rows = (0..repeats.iter().sum()).map(|index| Row { index, ..Row::default() }).collect();
+        let mut buffers = DecodeBuffers::default();
+        snapshot.logits_in(&repeat_rows(&hidden, repeats)?, &mut buffers)?;
+        Ok(Self { snapshot, rows, cache: cache.expand(repeats)?, buffers })
     }
 
-    fn logits(&self) -> Result<Vec<Vec<f32>>> {
-        self.snapshot.logit_rows(&self.hidden)
+    /// Draws every row's next token.
+    fn choose(&mut self, shaping: &Shaping, seed_of: impl Fn(usize) -> Seed + Sync) -> Result<()> {
+        let logits = self.buffers.logits().par_chunks(self.snapshot.slice().len());
+        self.rows.par_iter_mut().zip(logits).try_for_each(|(row, logits)| {
+            row.law.shape(logits, shaping);
+            row.law.check()?;
+            let choice = row.law.draw(seed_of(row.index).uniform());
+            (row.last, row.log_prob) = ([choice as u32], row.law.log_prob(choice));
+            Ok(())
+        })
     }
 
     /// Drops the rows that have ended and reads the last token of the others; whether there are others.
-    fn advance(&mut self, drawn: &[Drawn], ends: &[u32]) -> Result<bool> {
-        let last = |row: &usize| drawn[*row].ids.last().copied().filter(|id| !ends.contains(id));
-        let (keep, ids): (Vec<usize>, Vec<Option<u32>>) =
-            self.rows.iter().map(last).map(|id| (usize::from(id.is_some()), id)).unzip();
-        let ids: Vec<u32> = ids.into_iter().flatten().collect();
-        if ids.is_empty() {
+    fn advance(&mut self, ends: &[u32]) -> Result<bool> {
+        let goes_on = |row: &Row| !ends.contains(&row.last[0]);
+        if !self.rows.iter().any(goes_on) {
             return Ok(false);
         }
-        if ids.len() < self.rows.len() {
-            self.cache = self.cache.expand(&keep)?;
-            let mut kept = keep.iter();
-            self.rows.retain(|_| kept.next() == Some(&1));
+        if !self.rows.iter().all(goes_on) {
+            self.cache.retain(|row| goes_on(&self.rows[row]))?;
+            self.rows.retain(goes_on);
         }
-        self.hidden = self.snapshot.decode_step(&mut self.cache, &ids)?;
+        self.snapshot.extend_logits(&mut self.cache, &self.rows, &mut self.buffers)?;
         Ok(true)
     }
 }
