@@ -20,10 +20,14 @@ use rayon::prelude::*;
 pub(crate) use panels::Panels;
 use panels::{Rows, VECTORS};
 
+use super::vector::{self, vectorised};
+
 /// Numbers of the panels that meet a tile one after another.
 const GROUP: usize = 1 << 15;
 /// Parts that each thread gets of a product by columns, since threads are not equally fast.
 const SHARES: usize = 2;
+/// Numbers of strips that one thread adds up in less time than it takes to share them.
+const TOGETHER: usize = 1 << 15;
 
 /// A left operand of `rows` rows, as it lies in memory.
 #[derive(Clone, Copy, Debug)]
@@ -114,21 +118,23 @@ impl<'a> Product<'a> {
         let height = Arch::new().dispatch(Pack { left: self.left, depth: self.depth, tiles: &mut tiles });
         let tasks = SHARES * rayon::current_num_threads();
         let strip = self.columns.div_ceil(width).div_ceil(tasks).max(1) * width;
-        strips.clear();
-        strips.resize(self.columns.div_ceil(strip) * strip * rows, 0.0);
+        let part = (strip * rows).max(1);
+        let n = self.columns.div_ceil(strip) * strip * rows;
+        strips.resize(strips.len().max(n), 0.0);
         let (packed, right, depth) = (&tiles[..rows * self.depth], self.right, self.depth);
-        strips.par_chunks_mut((strip * rows).max(1)).enumerate().for_each(|(index, out)| {
+        strips[..n].par_chunks_mut(part).enumerate().for_each(|(index, out)| {
+            out.fill(0.0);
             let columns = strip.min(self.columns - index * strip);
             let first_panel = index * strip / width;
             Sweep { tiles: packed, height, depth, right, first_panel, columns, out, out_stride: strip }.run();
         });
-        for (index, made) in strips.chunks((strip * rows).max(1)).enumerate() {
-            let columns = strip.min(self.columns - index * strip);
-            for (out, made) in self.out.chunks_mut(self.out_stride).zip(made.chunks(strip)) {
-                let out = &mut out[index * strip..][..columns];
-                out.iter_mut().zip(made).for_each(|(out, made)| *out += made);
+        let made = &strips[..n];
+        let lines = self.out.par_chunks_mut(self.out_stride.max(1)).enumerate();
+        lines.with_min_len(TOGETHER.div_ceil(self.columns.max(1))).for_each(|(row, out)| {
+            for (out, made) in out[..self.columns].chunks_mut(strip).zip(made.chunks(part)) {
+                vectorised(|| vector::add(out, &made[row * strip..]));
             }
-        }
+        });
         TILES.set(tiles);
     }
 }
