@@ -3,9 +3,10 @@
 use std::cell::Cell;
 
 use grpo::{Error, Result};
+use pulp::{Arch, Simd, WithSimd};
 
 use super::Shaping;
-use crate::ops::vector::{self, vectorised};
+use crate::ops::vector;
 
 /// Choices whose weights are summed together, in f32; the sums of blocks are added in f64.
 const BLOCK: usize = 256;
@@ -28,47 +29,31 @@ pub(crate) struct Distribution {
 impl Distribution {
     /// Becomes the shaped softmax of `logits`.
     pub(crate) fn shape(&mut self, logits: &[f32], shaping: &Shaping) {
-        self.fill(logits.len(), shaping, |first, block| block.copy_from_slice(&logits[first..][..block.len()]));
+        self.fill(Unshaped::Plain(logits), shaping);
     }
 
     /// Becomes the shaped softmax of `u + s·(c − u)` of two log-softmaxes (SimpleAR's `CFGLogits`), the conditional one's
     /// logits `c` and the unconditional one's `u`, with the scale `s`.
     pub(crate) fn shape_guided(&mut self, (c, u): (&[f32], &[f32]), scale: f32, shaping: &Shaping) {
-        let (c_sum, u_sum) = (log_sum_exp(c) as f32, log_sum_exp(u) as f32);
-        self.fill(c.len(), shaping, |first, block| {
-            for ((slot, c), u) in block.iter_mut().zip(&c[first..]).zip(&u[first..]) {
-                let (c, u) = (c - c_sum, u - u_sum);
-                *slot = u + scale * (c - u);
-            }
-        });
+        let sums = (log_sum_exp(c) as f32, log_sum_exp(u) as f32);
+        self.fill(Unshaped::Guided { logits: (c, u), sums, scale }, shaping);
     }
 
-    /// Writes scores a block at a time, and shapes and measures each while it is near: two passes over all of them, one up
-    /// to the greatest and one for the sums.
-    #[inline(always)]
-    fn fill(&mut self, n: usize, shaping: &Shaping, write: impl Fn(usize, &mut [f32])) {
+    /// Two passes over all scores, one up to the greatest and one for the sums; truncation takes more.
+    fn fill(&mut self, unshaped: Unshaped<'_>, shaping: &Shaping) {
+        let n = unshaped.len();
         self.scores.resize(n, 0.0);
         self.sums.resize(n.div_ceil(BLOCK), 0.0);
         // A division can make logits equal, and the first of equal ones is the greedy choice.
         let temperature = if shaping.greedy { 1.0 } else { shaping.temperature };
-        let scores = &mut self.scores;
-        self.top = vectorised(|| {
-            let mut top = f32::NEG_INFINITY;
-            for (index, block) in scores.chunks_mut(BLOCK).enumerate() {
-                write(index * BLOCK, block);
-                block.iter_mut().for_each(|score| *score /= temperature);
-                top = greater(top, vector::max(block));
-            }
-            top
-        });
+        self.top = Arch::new().dispatch(Write { unshaped, temperature, scores: &mut self.scores });
         if shaping.greedy {
             self.top = keep_first(&mut self.scores, self.top);
         } else if shaping.truncates() {
             truncate(&mut self.scores, self.top, shaping);
         }
-        let (scores, sums, top) = (&self.scores, &mut self.sums, self.top);
-        vectorised(|| sums.iter_mut().zip(scores.chunks(BLOCK)).for_each(|(sum, block)| *sum = block_sum(block, top)));
-        self.normaliser = f64::from(top) + total(&self.sums).ln();
+        Arch::new().dispatch(BlockSums { scores: &self.scores, top: self.top, sums: &mut self.sums });
+        self.normaliser = f64::from(self.top) + total(&self.sums).ln();
     }
 
     /// An error where logits were no numbers, so that nothing can be drawn.
@@ -121,6 +106,100 @@ impl Distribution {
             // Equal laws refuse no draw but by rounding.
             self.draw(uniform)
         }
+    }
+}
+
+/// Where scores come from. (What follows is dispatched as structs, since a closure so long would not be compiled for the
+/// wide vectors.)
+#[derive(Clone, Copy)]
+enum Unshaped<'a> {
+    Plain(&'a [f32]),
+    /// Logits of both branches, and the logarithms of the sums of their exponentials.
+    Guided {
+        logits: (&'a [f32], &'a [f32]),
+        sums: (f32, f32),
+        scale: f32,
+    },
+}
+
+impl Unshaped<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Plain(logits) | Self::Guided { logits: (logits, _), .. } => logits.len(),
+        }
+    }
+
+    /// Writes the scores from `first` on.
+    #[inline(always)]
+    fn write(&self, first: usize, block: &mut [f32]) {
+        match *self {
+            Self::Plain(logits) => block.copy_from_slice(&logits[first..][..block.len()]),
+            Self::Guided { logits: (c, u), sums: (c_sum, u_sum), scale } => {
+                for ((slot, c), u) in block.iter_mut().zip(&c[first..]).zip(&u[first..]) {
+                    let (c, u) = (c - c_sum, u - u_sum);
+                    *slot = u + scale * (c - u);
+                }
+            }
+        }
+    }
+}
+
+/// Writes scores and divides and measures each block while it is near; gives the greatest.
+struct Write<'a> {
+    unshaped: Unshaped<'a>,
+    temperature: f32,
+    scores: &'a mut [f32],
+}
+
+impl WithSimd for Write<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f32 {
+        let mut top = f32::NEG_INFINITY;
+        for (index, block) in self.scores.chunks_mut(BLOCK).enumerate() {
+            self.unshaped.write(index * BLOCK, block);
+            for score in block.iter_mut() {
+                *score /= self.temperature;
+            }
+            top = greater(top, vector::max(block));
+        }
+        top
+    }
+}
+
+/// The sum of `e^(score − top)` of each block of scores.
+struct BlockSums<'a> {
+    scores: &'a [f32],
+    top: f32,
+    sums: &'a mut [f32],
+}
+
+impl WithSimd for BlockSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        for (sum, block) in self.sums.iter_mut().zip(self.scores.chunks(BLOCK)) {
+            *sum = block_sum(block, self.top);
+        }
+    }
+}
+
+/// The logarithm of the sum of exponentials.
+struct LogSumExp<'a>(&'a [f32]);
+
+impl WithSimd for LogSumExp<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let top = vector::max(self.0);
+        let mut sum = 0.0;
+        for block in self.0.chunks(BLOCK) {
+            sum += f64::from(block_sum(block, top));
+        }
+        f64::from(top) + sum.ln()
     }
 }
 
@@ -178,16 +257,8 @@ fn nucleus(scores: &[f32], top_p: f32) -> usize {
     reaches.map_or(scores.len(), |last| last + 1)
 }
 
-/// The logarithm of the sum of exponentials.
 fn log_sum_exp(scores: &[f32]) -> f64 {
-    vectorised(|| {
-        let top = vector::max(scores);
-        let mut sum = 0.0;
-        for block in scores.chunks(BLOCK) {
-            sum += f64::from(block_sum(block, top));
-        }
-        f64::from(top) + sum.ln()
-    })
+    Arch::new().dispatch(LogSumExp(scores))
 }
 
 /// The sum of `e^(score − top)` of a block of scores.
@@ -195,7 +266,9 @@ fn log_sum_exp(scores: &[f32]) -> f64 {
 fn block_sum(scores: &[f32], top: f32) -> f32 {
     let mut weights = [0.0; BLOCK];
     let weights = &mut weights[..scores.len()];
-    weights.iter_mut().zip(scores).for_each(|(slot, score)| *slot = weight(*score, top));
+    for (slot, score) in weights.iter_mut().zip(scores) {
+        *slot = weight(*score, top);
+    }
     vector::sum(weights)
 }
 
