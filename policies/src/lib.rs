@@ -14,6 +14,9 @@ pub mod cosmos;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod decoder;
+#[cfg(feature = "benches")]
+#[doc(hidden)]
+pub mod for_benches;
 mod ops;
 pub mod safetensors_file;
 mod sampling;

@@ -14,7 +14,7 @@ pub(crate) fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     if is_host_f32(gate_up) { gate_up.contiguous()?.apply_op1(SwiGlu) } else { composite(gate_up) }
 }
 
-fn composite(gate_up: &Tensor) -> Result<Tensor> {
+pub(crate) fn composite(gate_up: &Tensor) -> Result<Tensor> {
     let half = gate_up.dim(D::Minus1)? / 2;
     let gate = gate_up.narrow(D::Minus1, 0, half)?.contiguous()?;
     let up = gate_up.narrow(D::Minus1, half, half)?.contiguous()?;

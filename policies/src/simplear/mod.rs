@@ -31,6 +31,9 @@ pub use files::{Stage, shapes_cosmos};
 pub use law::{Law, Vocabulary};
 pub use memory::{MemoryEstimate, Workload};
 pub use sampling::Drawn;
+#[cfg(feature = "benches")]
+#[doc(hidden)]
+pub use sampling::midway::Midway;
 pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
 pub use text::{SPECIAL_TOKENS, TextTokenizer};
 

@@ -1,7 +1,11 @@
 //! Drawing the ids of images: prompts read once, branches of guidance side by side, token by token.
 
+#[cfg(feature = "benches")]
+pub(super) mod midway;
+
 use std::ops::Range;
 
+use candle_core::Tensor;
 use grpo::{Error, Request, Result, Seed};
 use rayon::prelude::*;
 
@@ -44,7 +48,7 @@ impl Sequence {
 }
 
 /// Draws token by token; from the second step on nothing is allocated.
-fn one_by_one(mut branches: Branches<'_>, seeds: &[Seed], n_tokens: usize) -> Result<Vec<Sequence>> {
+fn one_by_one(branches: &mut Branches<'_>, seeds: &[Seed], n_tokens: usize) -> Result<Vec<Sequence>> {
     let row = |seed: &Seed| (*seed, Sequence::with_room(n_tokens), Distribution::default());
     let mut rows: Vec<(Seed, Sequence, Distribution)> = seeds.iter().map(row).collect();
     for position in 0..n_tokens {
@@ -83,12 +87,12 @@ impl SimpleAr {
             return self.draw_on_card(requests, choices);
         }
         let snapshot = self.decoder.snapshot(choices.clone())?;
-        let branches = Branches::read(self, &snapshot, requests, self.n_tokens())?;
+        let mut branches = Branches::read(self, &snapshot, requests, self.n_tokens())?;
         let seeds: Vec<Seed> = requests.iter().map(|request| request.seed).collect();
         // A thread of the pool drives the loop: a call from outside would wake the pool, and wait for it, several times a
         // step, and allocate every now and then.
         let sequences = rayon::scope(|_| match self.window {
-            1 => one_by_one(branches, &seeds, self.n_tokens()),
+            1 => one_by_one(&mut branches, &seeds, self.n_tokens()),
             window => speculate(branches, &seeds, (self.n_tokens(), window)),
         })?;
         let drawn = |sequence: Sequence| {
@@ -166,8 +170,7 @@ impl<'a> Branches<'a> {
     /// Reads the prompts of all requests, with room for `n_tokens` more in each row.
     fn read(policy: &'a SimpleAr, snapshot: &'a Snapshot, requests: &[Request<'_>], n_tokens: usize) -> Result<Self> {
         let (mut prompts, mut repeats) = policy.distinct_prompts(requests)?;
-        let n_branches = if policy.law.guidance == 1.0 { 1 } else { 2 };
-        if n_branches > 1 {
+        if n_branches(&policy.law) > 1 {
             prompts.push(policy.negative_ids()?);
             repeats.push(requests.len());
         }
@@ -176,10 +179,15 @@ impl<'a> Branches<'a> {
         check_room(longest, n_tokens, most)?;
         // A device writes the filling of an empty run behind the row's end.
         let (cache, hidden) = snapshot.prefill(&prompts, (longest + n_tokens).min(most))?;
+        Self::behind(&policy.law, snapshot, (cache.expand(&repeats)?, &repeat_rows(&hidden, &repeats)?))
+    }
+
+    /// Branches of rows behind what their caches have read, whose last hidden states come with them.
+    fn behind(law: &'a Law, snapshot: &'a Snapshot, (cache, hidden): (Cache, &Tensor)) -> Result<Self> {
         let mut buffers = DecodeBuffers::default();
-        snapshot.logits_in(&repeat_rows(&hidden, &repeats)?, &mut buffers)?;
-        let ids = vec![Vec::new(); n_branches * requests.len()];
-        Ok(Self { law: &policy.law, snapshot, n_branches, cache: cache.expand(&repeats)?, ids, buffers })
+        snapshot.logits_in(hidden, &mut buffers)?;
+        let ids = vec![Vec::new(); cache.rows()];
+        Ok(Self { law, snapshot, n_branches: n_branches(law), cache, ids, buffers })
     }
 
     /// Reads a run of choices in each row.
@@ -221,6 +229,11 @@ impl<'a> Branches<'a> {
         };
         (0..n_tokens).into_par_iter().map(law).collect()
     }
+}
+
+/// How often the decoder reads each row: guidance has a branch of its own.
+fn n_branches(law: &Law) -> usize {
+    if law.guidance == 1.0 { 1 } else { 2 }
 }
 
 /// An error where a prompt and an image do not fit the decoder's positions.

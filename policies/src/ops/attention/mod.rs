@@ -77,7 +77,7 @@ impl Attention {
         Ok([q, k, part(self.heads + self.kv_heads, self.kv_heads)?])
     }
 
-    fn composite(&self, qkv: &Tensor) -> Result<Tensor> {
+    pub(crate) fn composite(&self, qkv: &Tensor) -> Result<Tensor> {
         let (rows, length, _) = qkv.dims3()?;
         let [q, k, v] = self.split(qkv)?;
         let shape = (rows, self.kv_heads, self.group() * length, self.head_dim);

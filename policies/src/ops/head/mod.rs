@@ -80,7 +80,7 @@ impl Choice {
         hidden.contiguous()?.apply_op2(head, LogProbs { choice: self.clone() })
     }
 
-    fn composite(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn composite(&self, hidden: &Tensor, head: &Tensor) -> Result<(Tensor, Tensor)> {
         let rows = COMPOSITE_ROWS;
         let n = self.targets.len();
         let head = head.narrow(0, self.slice.start, self.slice.len())?.t()?;
