@@ -1,8 +1,9 @@
 //! The decoder beside transformers and torch: the same weights, rows and threads, in turns, with the peak memory of each.
 //!
-//! `cargo bench -p grpo-experiments --bench decoder -- PYTHON [miniature|half]... [train|decode|adamw]... [--log]` races
-//! all shapes and cases, or those that are named; PYTHON is what benches/peers/make.sh made. `--log` writes the table into
-//! LOG.md.
+//! `cargo bench -p grpo-experiments --bench decoder -- [PYTHON] [miniature|half]... [train|decode|adamw]... [x1|x2|x4]...
+//! [--log]` races all shapes and cases, or those that are named; PYTHON is what benches/peers/make.sh made, and without it
+//! there is no peer. Training is of 2 rows of the miniature and of 1 of half, or of so many as are named. `--log` writes the
+//! table into LOG.md.
 //!
 //! Results are compared in the same run: loss and gradient norm within 1e-3, and at least the first 16 greedy tokens equal.
 //! `ratio` is the peer's time over ours, the median over rounds of laps side by side. The floor is what the machine itself
@@ -14,19 +15,22 @@
 #![expect(clippy::print_stdout, reason = "a bench speaks to a person")]
 
 #[path = "peer/mod.rs"]
+#[expect(dead_code, reason = "devices are for other benches")]
 mod peer;
 #[path = "decoder/worker.rs"]
 mod worker;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use grpo::Seed;
 use grpo_policies::decoder::{Decoder, DecoderConfig};
 use grpo_policies::safetensors_file::Precision;
 
+use peer::arguments::Arguments;
 use peer::contender::{Contender, End, Lap};
 use peer::report::{Table, peaks};
+use peer::shapes::{self, SHAPES};
 use peer::{THREADS, median, race, ratio, seconds};
 
 #[global_allocator]
@@ -37,8 +41,9 @@ const ROUNDS: usize = 5;
 const TOLERANCE: f64 = 1e-3;
 /// Greedy tokens that must be the peer's; later ones may part where two logits are as good as equal.
 const EQUAL_TOKENS: usize = 16;
-const SHAPES: [&str; 2] = ["miniature", "half"];
 const KINDS: [&str; 3] = ["train", "decode", "adamw"];
+/// Rows that are trained on at a time.
+const BATCHES: [&str; 3] = ["x1", "x2", "x4"];
 const COLUMNS: [&str; 7] = ["case", "ours", "peer", "ratio", "peak memory: ours, peer", "peer's over ours", "floor"];
 
 /// What both sides do in a lap.
@@ -59,22 +64,21 @@ struct Shape<'a> {
 
 fn main() -> Result<()> {
     grpo_policies::keep_freed_memory();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
-    match words[..] {
-        ["worker", ref rest @ ..] => worker::run(rest),
-        [python, ref names @ ..] => {
-            if let Some(name) = names.iter().find(|name| !SHAPES.contains(name) && !KINDS.contains(name)) {
-                bail!("`{name}` is neither a shape, {SHAPES:?}, nor a case, {KINDS:?}");
-            }
-            let table = race_all(python, names)?;
-            println!("\n{table}");
-            match arguments.iter().any(|argument| argument == "--log") {
-                true => table.log("the decoder beside transformers and torch", &about()),
-                false => Ok(()),
-            }
-        }
-        [] => bail!("give PYTHON, the interpreter that benches/peers/make.sh made; the file's head says more"),
+    let mut arguments = Arguments::read()?;
+    if let [first, rest @ ..] = &arguments.words[..]
+        && first == "worker"
+    {
+        return worker::run(&rest.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    // A path is no word of ours.
+    let python = arguments.words.first().is_some_and(|word| word.contains('/')).then(|| arguments.words.remove(0));
+    arguments.check(&[&SHAPES, &KINDS, &BATCHES])?;
+    let table = race_all(python.as_deref(), &arguments)?;
+    println!("\n{table}");
+    match (arguments.log, python) {
+        (false, _) => Ok(()),
+        (true, Some(_)) => table.log("the decoder beside transformers and torch", &about()),
+        (true, None) => table.log("the decoder beside the machine's floor", &about()),
     }
 }
 
@@ -85,18 +89,14 @@ fn about() -> String {
     )
 }
 
-/// Those that were named, or all where none was.
-fn chosen<'a>(all: &[&'a str], names: &[&str]) -> Vec<&'a str> {
-    let named: Vec<&str> = all.iter().copied().filter(|name| names.contains(name)).collect();
-    if named.is_empty() { all.to_vec() } else { named }
-}
-
-fn race_all(python: &str, names: &[&str]) -> Result<Table> {
+fn race_all(python: Option<&str>, arguments: &Arguments) -> Result<Table> {
     let mut table = Table::new(&COLUMNS);
-    for name in chosen(&SHAPES, names) {
+    let named = BATCHES.iter().filter(|batch| arguments.words.iter().any(|word| word == *batch));
+    let batches = named.map(|batch| Ok(batch.trim_start_matches('x').parse()?)).collect::<Result<Vec<usize>>>()?;
+    for name in arguments.chosen(&SHAPES) {
         let folder = tempfile::tempdir()?;
         let shape = Shape::write(name, folder.path())?;
-        for case in chosen(&KINDS, names).into_iter().flat_map(|kind| shape.cases(kind)) {
+        for case in arguments.chosen(&KINDS).into_iter().flat_map(|kind| shape.cases(kind, &batches)) {
             table.push(shape.race(python, case)?);
         }
     }
@@ -106,31 +106,7 @@ fn race_all(python: &str, names: &[&str]) -> Result<Table> {
 impl<'a> Shape<'a> {
     /// Fresh weights in a Hugging Face folder.
     fn write(name: &'a str, folder: &'a Path) -> Result<Self> {
-        let positions = DecoderConfig {
-            max_position_embeddings: 4096,
-            rope_theta: 1e6,
-            tie_word_embeddings: false,
-            num_key_value_heads: 2,
-            ..DecoderConfig::default()
-        };
-        let config = match name {
-            "miniature" => DecoderConfig {
-                vocab_size: 8192,
-                hidden_size: 256,
-                intermediate_size: 1024,
-                num_hidden_layers: 6,
-                num_attention_heads: 4,
-                ..positions
-            },
-            _ => DecoderConfig {
-                vocab_size: 65_536,
-                hidden_size: 896,
-                intermediate_size: 4864,
-                num_hidden_layers: 24,
-                num_attention_heads: 14,
-                ..positions
-            },
-        };
+        let config = shapes::config(name)?;
         let decoder = Decoder::init(config.clone(), Seed::new(1))?;
         decoder.save(folder, Precision::F32)?;
         Ok(Self { name, folder, config, n_params: decoder.n_elements() })
@@ -140,11 +116,13 @@ impl<'a> Shape<'a> {
         self.name == "miniature"
     }
 
-    fn cases(&self, kind: &str) -> Vec<Case> {
+    fn cases(&self, kind: &str, batches: &[usize]) -> Vec<Case> {
         match kind {
             "train" => {
-                let batch = if self.is_small() { 2 } else { 1 };
-                [false, true].map(|recompute| Case::Train { batch, length: 512, recompute }).to_vec()
+                let of_shape = [if self.is_small() { 2 } else { 1 }];
+                let batches = if batches.is_empty() { &of_shape } else { batches };
+                let case = |batch| [false, true].map(|recompute| Case::Train { batch, length: 512, recompute });
+                batches.iter().flat_map(|batch| case(*batch)).collect()
             }
             "decode" => {
                 let (prompt, new) = if self.is_small() { (64, 128) } else { (32, 24) };
@@ -155,33 +133,42 @@ impl<'a> Shape<'a> {
     }
 
     /// The table's row of a case.
-    fn race(&self, python: &str, case: Case) -> Result<Vec<String>> {
+    fn race(&self, python: Option<&str>, case: Case) -> Result<Vec<String>> {
         let folder = self.folder.to_str().context("the temporary folder's name is not text")?;
         let arguments = |mode: &str, sizes: &[usize]| {
             let fixed = [folder.to_string(), THREADS.to_string(), mode.to_string()];
             fixed.into_iter().chain(sizes.iter().map(usize::to_string)).collect::<Vec<String>>()
         };
         let (ours, peer, sizes) = case.modes();
-        let mut contenders = vec![
-            Contender::start_worker(&arguments(ours, &sizes))?,
-            Contender::start_peer(python, "decoder.py", &arguments(peer, &sizes))?,
-        ];
-        if let Some((mode, sizes)) = case.floor_worker(self.n_params) {
-            contenders.push(Contender::start_worker(&arguments(mode, &sizes))?);
+        let mut contenders = vec![Contender::start_worker(&arguments(ours, &sizes))?];
+        let floor = case.floor_worker(self.n_params);
+        if let Some((mode, sizes)) = &floor {
+            contenders.push(Contender::start_worker(&arguments(mode, sizes))?);
         }
-        let laps = race(&mut contenders, ROUNDS)?;
-        let ends = contenders.into_iter().map(Contender::end).collect::<Result<Vec<End>>>()?;
-        let note = case.compare(&laps[0], &laps[1])?;
-        let row = self.row(case, &laps, &ends);
+        if let Some(python) = python {
+            contenders.push(Contender::start_peer(python, "decoder.py", &arguments(peer, &sizes))?);
+        }
+        let mut laps = race(&mut contenders, ROUNDS)?;
+        let mut ends = contenders.into_iter().map(Contender::end).collect::<Result<Vec<End>>>()?;
+        let peer = python.and_then(|_| Some((laps.pop()?, ends.pop()?)));
+        let row = self.row(case, &laps, &ends[0], peer.as_ref());
+        let note = peer.map(|(peer, _)| case.compare(&laps[0], &peer)).transpose()?.unwrap_or("no peer".into());
         let snapshot = ends[0].notes.get("snapshot_s").map(|s| format!("; snapshot made in {s:.3} s"));
         println!("{}: {note}{}", row[0], snapshot.unwrap_or_default());
         Ok(row)
     }
 
-    fn row(&self, case: Case, laps: &[Vec<Lap>], ends: &[End]) -> Vec<String> {
-        let (ours, peer) = (&laps[0], &laps[1]);
-        let [peaks, lower] = peaks(&ends[0], &ends[1]);
-        let floor = laps.get(2).map(|floor| {
+    /// From our laps and those of the floor, our end, and both of the peer's.
+    fn row(&self, case: Case, laps: &[Vec<Lap>], end: &End, peer: Option<&(Vec<Lap>, End)>) -> Vec<String> {
+        let ours = &laps[0];
+        let [told, faster, peaks, lower] = match peer {
+            None => [String::new(), String::new(), format!("{:.2} GB", end.peak_bytes / 1e9), String::new()],
+            Some((laps, peer)) => {
+                let [peaks, lower] = peaks(end, peer);
+                [self.told(case, seconds(laps)), format!("{:.2}", ratio(ours, laps)), peaks, lower]
+            }
+        };
+        let floor = laps.get(1).map(|floor| {
             let work = self.work(case);
             let share = |(floor, ours): (&Lap, &Lap)| work / floor.value[0] / ours.seconds;
             let share = median(floor.iter().zip(ours).map(share));
@@ -192,8 +179,8 @@ impl<'a> Shape<'a> {
         vec![
             format!("{} {}", self.name, case.name()),
             self.told(case, seconds(ours)),
-            self.told(case, seconds(peer)),
-            format!("{:.2}", ratio(ours, peer)),
+            told,
+            faster,
             peaks,
             lower,
             floor.unwrap_or_default(),
@@ -203,7 +190,9 @@ impl<'a> Shape<'a> {
     /// A lap's time in the case's own unit.
     fn told(&self, case: Case, seconds: f64) -> String {
         match case {
-            Case::Train { .. } => format!("{seconds:.3} s"),
+            Case::Train { batch, length, .. } => {
+                format!("{seconds:.3} s, {:.1} tokens/s", (batch * length) as f64 / seconds)
+            }
             Case::Decode { batch, new, .. } => format!("{:.1} tokens/s", (batch * new) as f64 / seconds),
             Case::AdamW => format!("{seconds:.4} s, {:.1} GB/s", self.work(case) / seconds / 1e9),
         }

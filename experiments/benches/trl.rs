@@ -12,6 +12,7 @@
 #![expect(clippy::print_stdout, reason = "a bench speaks to a person")]
 
 #[path = "peer/mod.rs"]
+#[expect(dead_code, reason = "shapes and floors are for other benches")]
 mod peer;
 
 use std::collections::BTreeMap;

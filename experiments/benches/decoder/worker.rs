@@ -1,7 +1,6 @@
 //! Our side of the race: one mode of the decoder, or of the machine itself, in a process of its own.
 
 use std::collections::BTreeMap;
-use std::hint::black_box;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -10,15 +9,11 @@ use grpo::{AdamW, Gradients, OptimConfig};
 use grpo_policies::decoder::{Decoder, Snapshot, Targets, repeat_rows};
 
 use crate::peer::contender::{End, Lap, serve};
+use crate::peer::machine;
 use crate::peer::timed;
 
 /// Numbers of a gradient that are added up at a time.
 const PIECE: usize = 1 << 20;
-/// Rows and columns of the product that shows the multiply-adds' speed: three matrices of 1 MB, which caches hold.
-const PRODUCT: usize = 512;
-const PRODUCTS: usize = 256;
-/// The longest of the four arrays that show the memory's speed: 256 MB, which no cache holds.
-const LONGEST: usize = 1 << 26;
 
 /// `FOLDER THREADS MODE SIZES...`, as peers/decoder.py; the threads were set by whoever started this.
 pub fn run(arguments: &[&str]) -> Result<()> {
@@ -30,9 +25,10 @@ pub fn run(arguments: &[&str]) -> Result<()> {
         ("train-recomputed", [batch, length]) => train(&load()?.recompute_layers(), *batch, *length),
         ("decode", [batch, prompt, new]) => decode(&load()?, (*batch, *prompt), *new),
         ("adamw", []) => adamw(&load()?),
-        ("products", []) => products(),
-        ("memory", [n]) => memory((*n).min(LONGEST), threads.parse()?),
-        _ => bail!("no mode `{mode}` of sizes {sizes:?}"),
+        _ => match machine::run(mode, &sizes, &Device::Cpu, threads.parse()?) {
+            Some(done) => done,
+            None => bail!("no mode `{mode}` of sizes {sizes:?}"),
+        },
     }
 }
 
@@ -145,50 +141,4 @@ fn adamw(decoder: &Decoder) -> Result<()> {
         Ok(Lap { seconds, value: Vec::new() })
     };
     serve(lap, end)
-}
-
-/// The machine's multiply-adds: candle's matrix product, which is the crate's own, over and over on what caches hold.
-///
-/// The value is floating-point operations a second, two to a multiply-add.
-fn products() -> Result<()> {
-    let matrix = || Tensor::full(0.5f32, (PRODUCT, PRODUCT), &Device::Cpu);
-    let (a, b) = (matrix()?, matrix()?);
-    let lap = || {
-        let ((), seconds) = timed(|| multiply(&a, &b))?;
-        let operations = 2.0 * (PRODUCTS * PRODUCT.pow(3)) as f64;
-        Ok(Lap { seconds, value: vec![operations / seconds] })
-    };
-    serve(lap, end)
-}
-
-fn multiply(a: &Tensor, b: &Tensor) -> Result<()> {
-    for _ in 0..PRODUCTS {
-        black_box(a.matmul(b)?);
-    }
-    Ok(())
-}
-
-/// The machine's memory: four arrays read and three of them written, as AdamW does, with next to no arithmetic.
-///
-/// The value is bytes a second, 28 to an element.
-fn memory(n: usize, threads: usize) -> Result<()> {
-    let mut written = [1.0f32, 2.0, 3.0].map(|value| vec![value; n]);
-    let read = vec![1e-3f32; n];
-    let share = n.div_ceil(threads).max(1);
-    let lap = || {
-        let [p, m, v] = written.each_mut().map(|array| array.chunks_mut(share));
-        let shares = p.zip(m).zip(v).zip(read.chunks(share));
-        let ((), seconds) = timed(|| {
-            std::thread::scope(|scope| shares.for_each(|(((p, m), v), g)| drop(scope.spawn(|| stream([p, m, v], g)))));
-            Ok(())
-        })?;
-        Ok(Lap { seconds, value: vec![28.0 * n as f64 / seconds] })
-    };
-    serve(lap, end)
-}
-
-fn stream([p, m, v]: [&mut [f32]; 3], g: &[f32]) {
-    for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(g) {
-        (*p, *m, *v) = (*p + *m, *m + *g, *v + *g);
-    }
 }

@@ -57,10 +57,15 @@ impl Contender {
 
     /// This very program, given `worker` and the arguments.
     pub fn start_worker(arguments: &[String]) -> Result<Self> {
+        // Candle's second pool spins; .cargo/config.toml says why it has one thread wherever cargo starts us.
+        Self::start_with(arguments, 1)
+    }
+
+    /// The same with so many threads in candle's second pool, which has the element-wise work of whatever is not ours.
+    pub fn start_with(arguments: &[String], candle_threads: usize) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("worker").args(arguments).env("RAYON_NUM_THREADS", super::THREADS.to_string());
-        // Candle's second pool spins; .cargo/config.toml says why it has one thread wherever cargo starts us.
-        Self::start("our worker", command.env("CANDLE_NUM_THREADS", "1"))
+        Self::start("our worker", command.env("CANDLE_NUM_THREADS", candle_threads.to_string()))
     }
 
     fn line(&mut self) -> Result<String> {

@@ -4,8 +4,11 @@
 //! ratio is the median over rounds of what two contenders took within the same round. Processes of their own have
 //! threads and peak memory of their own, ours as well, for which a bench starts itself as a worker.
 
+pub mod arguments;
 pub mod contender;
+pub mod machine;
 pub mod report;
+pub mod shapes;
 
 use std::time::Instant;
 

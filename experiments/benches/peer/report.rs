@@ -59,10 +59,11 @@ fn said_by(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.with_context(|| program.to_string())?.stdout)?.trim().to_string())
 }
 
-/// The processor's name and how many of its cores there are.
+/// The processor's name, how many of its cores there are, and the GPU's name.
 fn machine() -> Result<String> {
     let text = fs::read_to_string("/proc/cpuinfo")?;
     let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let name = name.map_or("unknown processor", |(_, name)| name);
-    Ok(format!("{name}, {} cores, no GPU", std::thread::available_parallelism()?))
+    let gpu = said_by("nvidia-smi", &["--query-gpu=name", "--format=csv,noheader"]).unwrap_or("no GPU".into());
+    Ok(format!("{name}, {} cores, {gpu}", std::thread::available_parallelism()?))
 }
