@@ -5,13 +5,13 @@
 
 #![expect(clippy::print_stdout, reason = "a bench speaks to a person")]
 
+#[path = "peer/published.rs"]
+mod published;
+
 use anyhow::{Context, Result};
 use candle_core::Device;
-use grpo::{OverlappedSampler, RewardSet, RunFolder, TrainConfig, Trainer, chart};
-use grpo_policies::simplear::{SimpleAr, Stage};
-use grpo_rewards::clip::ClipReward;
-use grpo_rewards::geneval::Metadata;
-use grpo_rewards::shapes::train_prompts;
+use grpo::{OverlappedSampler, RunFolder, TrainConfig, Trainer, chart};
+use published::Published;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -19,20 +19,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> Result<()> {
     grpo_policies::keep_freed_memory();
     let n_steps = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(30);
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/shapes_clip.toml");
-    let file: toml::Table = toml::from_str(&std::fs::read_to_string(path)?)?;
-    let section = |name: &str| file.get(name).cloned().with_context(|| format!("{path} has no [{name}]"));
-    let config = TrainConfig {
-        n_steps,
-        rollout: section("rollout")?.try_into()?,
-        objective: section("objective")?.try_into()?,
-        optim: section("optim")?.try_into()?,
-        ..Default::default()
-    };
-    let policy = SimpleAr::shapes(Stage::Sft, &Device::Cpu)?;
+    let Published { config, policy, rewards, prompts } = Published::read(&Device::Cpu)?;
+    let config = TrainConfig { n_steps, ..config };
     let reference = policy.frozen()?;
-    let prompts = train_prompts().iter().map(Metadata::to_prompt).collect::<grpo::Result<_>>()?;
-    let rewards = RewardSet::new().with(ClipReward::tiny()?, 1.0)?;
     let rollout = OverlappedSampler::new(rewards, config.rollout.group_size, config.rollout.rows_per_call);
     let folder = tempfile::tempdir()?;
     let run = RunFolder::create(folder.path(), "overhead", 0)?;
