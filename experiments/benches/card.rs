@@ -13,18 +13,6 @@
 
 #[path = "peer/report.rs"]
 mod report;
-/// What report.rs takes of the races' contenders; here there are none.
-mod contender {
-    use std::collections::BTreeMap;
-
-    /// How a contender ended.
-    pub struct End {
-        /// Bytes at its peak.
-        pub peak_bytes: f64,
-        /// What else it measured.
-        pub notes: BTreeMap<String, f64>,
-    }
-}
 
 use std::time::Instant;
 
@@ -62,20 +50,20 @@ impl Card {
         }
         let n = 1 << 28;
         let numbers = Tensor::zeros(n, DType::F32, &card.device)?;
-        let copies = card.seconds(5, || Ok(drop(numbers.copy()?)))?;
+        let copies = card.seconds(5, || Ok(numbers.copy()?))?;
         card.bytes_per_s = 8.0 * n as f64 / copies;
         let side = 8192;
         let matrix = Tensor::ones((side, side), DType::BF16, &card.device)?;
-        let products = card.seconds(5, || Ok(drop(matrix.matmul(&matrix)?)))?;
+        let products = card.seconds(5, || Ok(matrix.matmul(&matrix)?))?;
         card.operations_per_s = 2.0 * (side as f64).powi(3) / products;
         Ok(card)
     }
 
     /// The median over `rounds` of what work takes, after a first that is not counted.
-    fn seconds(&self, rounds: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+    fn seconds<T>(&self, rounds: usize, mut work: impl FnMut() -> Result<T>) -> Result<f64> {
         let mut all = Vec::with_capacity(rounds);
         for round in 0..=rounds {
-            let seconds = self.once(&mut work)?;
+            let (_, seconds) = self.once(&mut work)?;
             if round > 0 {
                 all.push(seconds);
             }
@@ -84,13 +72,13 @@ impl Card {
         Ok(all.get(rounds / 2).copied().unwrap_or(f64::NAN))
     }
 
-    /// What work takes until the card has done it.
-    fn once(&self, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    /// What work gives, and what it takes until the card has done it.
+    fn once<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
         self.device.synchronize()?;
         let clock = Instant::now();
-        work()?;
+        let given = work()?;
         self.device.synchronize()?;
-        Ok(clock.elapsed().as_secs_f64())
+        Ok((given, clock.elapsed().as_secs_f64()))
     }
 
     /// The policy for images of `side` by `side` tokens.
@@ -176,24 +164,32 @@ fn draw(card: &Card) -> Result<Vec<Vec<String>>> {
     let mut rows = Vec::new();
     for side in sides {
         let plain = card.policy(*side)?;
-        for (guidance, branches) in [(false, 1), (true, 2)] {
-            let policy = if guidance { plain.detached()?.with_law(guided())? } else { plain.detached()? };
+        let guided = plain.detached()?.with_law(guided())?;
+        for (policy, branches, name) in [(&plain, 1, ""), (&guided, 2, ", guided")] {
             for batch in batches {
-                let seconds = card.seconds(1, || Ok(drop(drawn(&policy, *batch)?)))?;
-                let (n, config) = (side * side, plain.decoder().config());
-                let weights = plain.decoder().n_elements() - config.vocab_size * config.hidden_size;
-                let cached = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim();
-                let caches = branches * batch * cached * (n / 2 + CAPTION.split(' ').count());
-                let floor = n as f64 * (2 * weights + caches) as f64 / card.bytes_per_s;
-                let guided = if guidance { ", guided" } else { "" };
-                let case = format!("draw {batch} of {} px{guided}", 16 * side);
-                let speed =
-                    format!("{:.3} s/image, {:.0} tokens/s", seconds / *batch as f64, (batch * n) as f64 / seconds);
-                rows.push(row(case, seconds, speed, floor));
+                let seconds = card.seconds(1, || drawn(policy, *batch))?;
+                rows.push(drawn_row(card, policy, (*batch, branches, name), seconds));
             }
         }
     }
     Ok(rows)
+}
+
+/// The row of a batch that was drawn in so many seconds.
+fn drawn_row(
+    card: &Card,
+    policy: &SimpleAr,
+    (batch, branches, name): (usize, usize, &str),
+    seconds: f64,
+) -> Vec<String> {
+    let (height, width) = policy.grid();
+    let (n, config) = (height * width, policy.decoder().config());
+    let weights = policy.decoder().n_elements() - config.vocab_size * config.hidden_size;
+    let cached = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim();
+    let caches = branches * batch * cached * (n / 2 + CAPTION.split(' ').count());
+    let floor = n as f64 * (2 * weights + caches) as f64 / card.bytes_per_s;
+    let speed = format!("{:.3} s/image, {:.0} tokens/s", seconds / batch as f64, (batch * n) as f64 / seconds);
+    row(format!("draw {batch} of {} px{name}", 16 * height), seconds, speed, floor)
 }
 
 /// Operations of a forward and a backward pass over rows of so many tokens.
@@ -251,7 +247,7 @@ fn adamw(card: &Card) -> Result<Vec<String>> {
     let mut gradients = Gradients::new();
     update(&policy, &formula(&policy, 1), &mut gradients)?;
     let mut optimiser = AdamW::new(policy.params(), OptimConfig::default())?.on_device(policy.device_optimiser());
-    let seconds = card.seconds(5, || Ok(drop(optimiser.step(&gradients, 1e-6)?)))?;
+    let seconds = card.seconds(5, || Ok(optimiser.step(&gradients, 1e-6)?))?;
     let bytes = 28.0 * policy.params().n_elements() as f64;
     Ok(row(
         "AdamW with the norm".into(),
@@ -259,6 +255,14 @@ fn adamw(card: &Card) -> Result<Vec<String>> {
         format!("{:.0} GB/s", bytes / seconds / 1e9),
         bytes / card.bytes_per_s,
     ))
+}
+
+/// Log-probabilities under the reference.
+fn scored(reference: &SimpleAr, drawn: &[Drawn]) -> Result<()> {
+    let prompt = Prompt::new(CAPTION);
+    let rows: Vec<_> = drawn.iter().map(|drawn| (&prompt, &drawn.trace)).collect();
+    reference.log_probs(&rows).map_err(anyhow::Error::from_boxed)?;
+    Ok(())
 }
 
 /// A whole step of 64 images of 1024 px, by phase: draw, decode, reference, update, optimiser.
@@ -281,20 +285,16 @@ fn step(card: &Card) -> Result<Vec<Vec<String>>> {
                 ));
             }
         };
-        let mut images = Vec::new();
-        phase("draw", card.once(|| Ok(images = drawn(&policy, batch)?))?);
+        let (images, seconds) = card.once(|| drawn(&policy, batch))?;
+        phase("draw", seconds);
         let codes: Vec<Vec<u32>> = images.iter().map(|drawn| drawn.trace.codes.clone()).collect();
-        phase("decode pixels", card.once(|| codes.chunks(part).try_for_each(|codes| Ok(drop(policy.decode(codes)?))))?);
-        let prompt = Prompt::new(CAPTION);
-        let scored = |drawn: &[Drawn]| -> Result<()> {
-            let rows: Vec<_> = drawn.iter().map(|drawn| (&prompt, &drawn.trace)).collect();
-            Ok(drop(reference.log_probs(&rows).map_err(anyhow::Error::from_boxed)?))
-        };
-        phase("reference", card.once(|| images.chunks(part).try_for_each(scored))?);
+        let decode = |codes: &[Vec<u32>]| Ok::<_, grpo::Error>(policy.decode(codes)?.len());
+        phase("decode pixels", card.once(|| Ok(codes.chunks(part).map(decode).collect::<Result<Vec<_>, _>>()?))?.1);
+        phase("reference", card.once(|| images.chunks(part).try_for_each(|images| scored(&reference, images)))?.1);
         let mut gradients = Gradients::new();
-        let update = |drawn: &[Drawn]| update(&policy, drawn, &mut gradients);
-        phase("forward and backward", card.once(|| images.chunks(part).try_for_each(update))?);
-        phase("AdamW", card.once(|| Ok(drop(optimiser.step(&gradients, 1e-6)?)))?);
+        let mut back = |drawn: &[Drawn]| update(&policy, drawn, &mut gradients);
+        phase("forward and backward", card.once(|| images.chunks(part).try_for_each(&mut back))?.1);
+        phase("AdamW", card.once(|| Ok(optimiser.step(&gradients, 1e-6)?))?.1);
     }
     rows.push(row(format!("step of {batch}"), whole, format!("{:.2} images/s", batch as f64 / whole), f64::NAN));
     Ok(rows)

@@ -28,8 +28,8 @@ use grpo_policies::decoder::{Decoder, DecoderConfig};
 use grpo_policies::safetensors_file::Precision;
 
 use peer::arguments::Arguments;
-use peer::contender::{Contender, End, Lap};
-use peer::report::{Table, peaks};
+use peer::contender::{Contender, End, Lap, peaks};
+use peer::report::Table;
 use peer::shapes::{self, SHAPES};
 use peer::{THREADS, median, race, ratio, seconds};
 

@@ -30,8 +30,8 @@ use anyhow::{Context, Result, ensure};
 
 use case::{Case, OPERATIONS, Pass};
 use peer::arguments::Arguments;
-use peer::contender::{Contender, Lap};
-use peer::report::{Table, peaks};
+use peer::contender::{Contender, Lap, peaks};
+use peer::report::Table;
 use peer::shapes::{self, SHAPES};
 use peer::{THREADS, median, race};
 use worker::FINGERPRINT;

@@ -28,8 +28,8 @@ use grpo_policies::safetensors_file::Precision;
 use grpo_policies::text_lm::{TextLaw, TextLm, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use peer::contender::{Contender, End, Lap, serve};
-use peer::report::{Table, peaks};
+use peer::contender::{Contender, End, Lap, peaks, serve};
+use peer::report::Table;
 use peer::{THREADS, median, race, ratio, seconds, timed};
 
 #[global_allocator]

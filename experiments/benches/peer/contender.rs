@@ -129,3 +129,12 @@ fn peak_bytes() -> Result<f64> {
     let kilobytes: f64 = peak.context("/proc/self/status has no VmHWM")?.trim().parse()?;
     Ok(kilobytes * 1024.0)
 }
+
+/// The cells of two peaks and of their ratio; a peer says how much of its own are libraries, before there is a model.
+pub fn peaks(ours: &End, peer: &End) -> [String; 2] {
+    let gigabytes = |bytes: f64| format!("{:.2} GB", bytes / 1e9);
+    let libraries = peer.notes.get("libraries_bytes").map(|bytes| format!(" (libraries {})", gigabytes(*bytes)));
+    let both =
+        format!("{}, {}{}", gigabytes(ours.peak_bytes), gigabytes(peer.peak_bytes), libraries.unwrap_or_default());
+    [both, format!("{:.2}", peer.peak_bytes / ours.peak_bytes)]
+}

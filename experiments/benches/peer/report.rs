@@ -7,8 +7,6 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::contender::End;
-
 /// A Markdown table.
 pub struct Table {
     rows: Vec<Vec<String>>,
@@ -43,15 +41,6 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.rows.iter().try_for_each(|row| writeln!(f, "| {} |", row.join(" | ")))
     }
-}
-
-/// The cells of two peaks and of their ratio; a peer says how much of its own are libraries, before there is a model.
-pub fn peaks(ours: &End, peer: &End) -> [String; 2] {
-    let gigabytes = |bytes: f64| format!("{:.2} GB", bytes / 1e9);
-    let libraries = peer.notes.get("libraries_bytes").map(|bytes| format!(" (libraries {})", gigabytes(*bytes)));
-    let both =
-        format!("{}, {}{}", gigabytes(ours.peak_bytes), gigabytes(peer.peak_bytes), libraries.unwrap_or_default());
-    [both, format!("{:.2}", peer.peak_bytes / ours.peak_bytes)]
 }
 
 fn said_by(program: &str, arguments: &[&str]) -> Result<String> {

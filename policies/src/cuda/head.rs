@@ -22,6 +22,15 @@ pub(super) struct Head {
     pub(super) sharpness: f32,
 }
 
+/// What [`Head::scores`] read and gave of `n` targets.
+#[derive(Clone, Copy)]
+pub(super) struct Scored<'a> {
+    pub(super) hidden: &'a Buffer,
+    pub(super) scores: &'a Tensor,
+    pub(super) targets: u64,
+    pub(super) n: usize,
+}
+
 /// What the loss asks of each token.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
@@ -64,14 +73,8 @@ impl Head {
     }
 
     /// The gradient by the hidden states, `[n, H]`; adds that of the rows of the head at `to_weight`, f32.
-    pub(super) fn leave(
-        &self,
-        gpu: &Gpu,
-        (hidden, scores): (&Buffer, &Tensor),
-        (targets, n): (u64, usize),
-        asked: Asked,
-        to_weight: u64,
-    ) -> Result<Buffer> {
+    pub(super) fn leave(&self, gpu: &Gpu, scored: Scored<'_>, asked: Asked, to_weight: u64) -> Result<Buffer> {
+        let Scored { hidden, scores, targets, n } = scored;
         let to_hidden = gpu.room(n * self.hidden, self.kind)?;
         let (rows, chunks) = self.chunks(n);
         let (logits, gradient) = (gpu.words(rows * self.width)?, gpu.room(rows * self.width, self.kind)?);

@@ -9,7 +9,7 @@ use grpo::{Gradients, Result};
 use super::back::Sums;
 use super::batch::{Batch, readers};
 use super::gpu::{Buffer, Extent, Gpu, Kind};
-use super::head::{Asked, Head};
+use super::head::{Asked, Head, Scored};
 use super::layer::{Made, Pass, TOKEN_THREADS};
 use super::weights::{Weights, side_by_side};
 use crate::decoder::{Decoder, EMBEDDING, Targets};
@@ -128,8 +128,9 @@ impl CudaTape {
         };
         let hidden = self.weights.sizes.hidden;
         let to_head = sums.at(if tied { EMBEDDING } else { HEAD })? + (4 * self.slice_start * hidden) as u64;
-        let targets = (self.targets.at(0), self.n_targets);
-        let to_hidden = self.head.leave(gpu, (&self.hidden, &self.scores), targets, asked, to_head)?;
+        let scored =
+            Scored { hidden: &self.hidden, scores: &self.scores, targets: self.targets.at(0), n: self.n_targets };
+        let to_hidden = self.head.leave(gpu, scored, asked, to_head)?;
         let pass = Pass { gpu, weights: &self.weights, batch: &self.batch };
         let mut to = gpu.words(pass.n() * hidden)?;
         gpu.zero(&mut to)?;
