@@ -141,17 +141,31 @@ impl<P: Policy> Update<'_, P> {
     /// The rows' replayed log-probs, micro-batch by micro-batch, without a graph.
     fn replay(&self, policy: &P, rows: &[Row<'_, P>]) -> Result<Vec<LogProbs>> {
         let mut replayed = Vec::new();
-        for rows in rows.chunks(self.rows_per_backward.saturating_mul(self.parts_at_once)) {
+        let size = self.part_size(policy, rows)?;
+        for rows in rows.chunks(size.saturating_mul(self.parts_at_once)) {
             let of_part = |rows| log_probs(policy, rows)?.detached();
-            let done: Vec<Result<_>> = rows.par_chunks(self.rows_per_backward).map(of_part).collect();
+            let done: Vec<Result<_>> = rows.par_chunks(size).map(of_part).collect();
             replayed.extend(done.into_iter().collect::<Result<Vec<_>>>()?);
         }
         Ok(replayed)
     }
 }
 
+impl<P: Policy> Update<'_, P> {
+    /// Rows of a micro-batch: as many as were asked for, or fewer where there is memory for fewer.
+    pub(crate) fn part_size(&self, policy: &P, rows: &[Row<'_, P>]) -> Result<usize> {
+        let fitting = policy.rows_that_fit(&traces(rows)).map_err(|source| Error::policy("rows_that_fit", source))?;
+        Ok(self.rows_per_backward.min(fitting).max(1))
+    }
+}
+
+/// Prompts and traces, as policies take them.
+fn traces<'a, P: Policy>(rows: &[Row<'a, P>]) -> Vec<(&'a Prompt, &'a P::Trace)> {
+    rows.iter().map(|row| (row.prompt, row.trace)).collect()
+}
+
 pub(crate) fn log_probs<P: Policy>(policy: &P, rows: &[Row<'_, P>]) -> Result<LogProbs> {
-    let batch: Vec<(&Prompt, &P::Trace)> = rows.iter().map(|row| (row.prompt, row.trace)).collect();
+    let batch = traces(rows);
     policy.log_probs(&batch).map_err(|source: BoxError| Error::policy("log_probs", source))
 }
 

@@ -157,6 +157,12 @@ pub trait Policy: Sync {
         None
     }
 
+    /// How many of these rows one pass forward and back has memory for: no micro-batch is larger. All of them where
+    /// nothing is known.
+    fn rows_that_fit(&self, batch: &[(&Prompt, &Self::Trace)]) -> Result<usize, BoxError> {
+        Ok(batch.len())
+    }
+
     /// How far a replayed log-prob may be from the sampled one by rounding alone: more than this is refused before
     /// training. What computes in less than f32 says more.
     fn replay_tolerance(&self) -> f32 {

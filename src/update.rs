@@ -129,10 +129,9 @@ impl<P: Policy> Update<'_, P> {
     fn gradients(&self, batch: &Batch<'_, P>) -> Result<(Gradients, Totals)> {
         let (mut gradients, mut totals) = (Gradients::new(), Totals::default());
         let n_rows = batch.rows().len();
-        let ranges: Vec<Range<usize>> = (0..n_rows)
-            .step_by(self.rows_per_backward)
-            .map(|start| start..(start + self.rows_per_backward).min(n_rows))
-            .collect();
+        let size = self.part_size(self.policy, batch.rows())?;
+        let ranges: Vec<Range<usize>> =
+            (0..n_rows).step_by(size).map(|start| start..(start + size).min(n_rows)).collect();
         if self.parts_at_once == 1 {
             // A sum of each gradient is enough: every part adds to it where it lies.
             for range in ranges {

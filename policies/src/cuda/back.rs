@@ -49,14 +49,16 @@ impl Pass<'_> {
         let parts = self.gpu.words(blocks * hidden)?;
         let extent = Extent { shared_bytes: 4 * hidden, ..Extent::new((blocks, 1, 1), TOKEN_THREADS) };
         let (at, rows, width, eps) = (parts.at(0), n as i32, hidden as i32, self.sizes().eps);
-        let arguments: [&dyn super::gpu::Argument; 9] = [&to_x, &at, &to, &x, &weight, &places, &rows, &width, &eps];
+        let arguments: [&dyn super::arguments::Argument; 9] =
+            [&to_x, &at, &to, &x, &weight, &places, &rows, &width, &eps];
         self.gpu.launch_for("rms_norm_back", self.kind(), extent, &arguments)?;
         self.add_parts(to_weight, at, blocks, (hidden, hidden))
     }
 
     /// Adds the sum of so many parts, which lie `stride` apart.
     fn add_parts(&self, sum: u64, parts: u64, n: usize, (width, stride): (usize, usize)) -> Result<()> {
-        let arguments: [&dyn super::gpu::Argument; 5] = [&sum, &parts, &(n as i32), &(width as i32), &(stride as i32)];
+        let arguments: [&dyn super::arguments::Argument; 5] =
+            [&sum, &parts, &(n as i32), &(width as i32), &(stride as i32)];
         self.gpu.launch("add_rows", Extent::over(width), &arguments)
     }
 
@@ -141,7 +143,7 @@ impl Pass<'_> {
         let to_qkv = gpu.room(n * sizes.qkv(), kind)?;
         let (at, qkv, log_sums, tiles) = (to_qkv.at(0), made.qkv.at(0), made.log_sums.at(0), self.batch.tiles.at(0));
         let of_heads = self.heads();
-        let arguments: [&dyn super::gpu::Argument; 7] = [&at, &to, &qkv, &log_sums, &dots, &tiles, &of_heads];
+        let arguments: [&dyn super::arguments::Argument; 7] = [&at, &to, &qkv, &log_sums, &dots, &tiles, &of_heads];
         for (which, n_heads) in [("queries", sizes.heads), ("keys", sizes.kv_heads)] {
             let extent = Extent::new((self.batch.n_tiles, n_heads, 1), ATTENTION_THREADS);
             gpu.launch_for(&format!("attend_back_{which}_{}", sizes.head_dim), kind, extent, &arguments)?;

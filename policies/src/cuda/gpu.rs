@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::cublas::{result::gemm_ex, sys as blas};
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result::gemm_ex, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg,
-    result, sys,
+    CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, result, sys,
 };
+use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, bail};
 
+use super::arguments::Argument;
 use super::products::Product;
 use crate::decoder::Compute;
 
@@ -79,74 +79,6 @@ impl Buffer {
     }
 }
 
-/// A kernel's argument.
-pub(super) trait Argument {
-    fn push<'a>(&'a self, to: &mut LaunchArgs<'a>);
-}
-
-/// Declares what may be handed to a kernel by value.
-macro_rules! arguments {
-    ($($kind:ty),*) => {
-        $(impl Argument for $kind {
-            fn push<'a>(&'a self, to: &mut LaunchArgs<'a>) {
-                to.arg(self);
-            }
-        })*
-    };
-}
-
-/// attention.cu's `Shape`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Heads {
-    pub(super) heads: i32,
-    pub(super) kv_heads: i32,
-    pub(super) tokens: i32,
-    pub(super) scale: f32,
-}
-
-/// sample.cu's `Shaping`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LawOfRows {
-    pub(super) guidance: f32,
-    pub(super) temperature: f32,
-    pub(super) top_p: f32,
-    pub(super) min_p: f32,
-    pub(super) top_k: i32,
-    pub(super) greedy: i32,
-}
-
-/// sample.cu's `Draw`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DrawOfRows {
-    pub(super) uniforms: u64,
-    pub(super) step: u64,
-    pub(super) choices: u64,
-    pub(super) log_probs: u64,
-    pub(super) ids: u64,
-    pub(super) fault: u64,
-    pub(super) n_tokens: i32,
-    pub(super) offset: u32,
-}
-
-/// optimise.cu's `Step`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StepOfAdamW(pub(super) [f32; 7]);
-
-// SAFETY: plain numbers, laid out as their namesakes in the kernels.
-unsafe impl DeviceRepr for Heads {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for LawOfRows {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for DrawOfRows {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for StepOfAdamW {}
-
-arguments!(u64, i32, f32, usize, Heads, LawOfRows, DrawOfRows, StepOfAdamW);
-
 /// Blocks and threads of a launch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extent {
@@ -172,8 +104,14 @@ pub(super) struct Gpu {
     device: CudaDevice,
     stream: Arc<CudaStream>,
     functions: Mutex<BTreeMap<String, Arc<CudaFunction>>>,
-    workspace: Buffer,
+    blas: CudaBlas,
+    /// What `blas` may use, as long as it is there.
+    _workspace: Buffer,
 }
+
+/// One for each device, for as long as the program runs: loading modules and making a handle of cuBLAS takes longer than
+/// many a pass.
+static CARDS: Mutex<Vec<(DeviceId, Arc<Gpu>)>> = Mutex::new(Vec::new());
 
 fn wrapped(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     let text = error.to_string();
@@ -187,17 +125,34 @@ fn wrapped(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 impl Gpu {
-    pub(super) fn new(device: &CudaDevice) -> Result<Self> {
+    fn new(device: &CudaDevice) -> Result<Self> {
         // SAFETY: everything here is on one stream, whose order is the only synchronisation that is needed.
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
-        let workspace = allocate(&stream, WORKSPACE_BYTES)?;
-        Ok(Self { device: device.clone(), stream, functions: Mutex::default(), workspace })
+        // A handle of its own: candle's would go on with our workspace.
+        let (blas, workspace) = (CudaBlas::new(stream.clone()).map_err(wrapped)?, allocate(&stream, WORKSPACE_BYTES)?);
+        // SAFETY: the workspace lives as long as the handle.
+        unsafe { blas::cublasSetWorkspace_v2(*blas.handle(), workspace.at as *mut c_void, workspace.bytes()) }
+            .result()
+            .map_err(wrapped)?;
+        Ok(Self { device: device.clone(), stream, functions: Mutex::default(), blas, _workspace: workspace })
+    }
+
+    /// The card of a device.
+    pub(super) fn on(device: &Device) -> Result<Arc<Self>> {
+        let device = device.as_cuda_device()?;
+        let mut cards = CARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, card)) = cards.iter().find(|(id, _)| *id == device.id()) {
+            return Ok(card.clone());
+        }
+        let card = Arc::new(Self::new(device)?);
+        cards.push((device.id(), card.clone()));
+        Ok(card)
     }
 
     /// The card that a tensor lies on.
-    pub(super) fn of(tensor: &Tensor) -> Result<Self> {
-        Self::new(tensor.device().as_cuda_device()?)
+    pub(super) fn of(tensor: &Tensor) -> Result<Arc<Self>> {
+        Self::on(tensor.device())
     }
 
     pub(super) fn device(&self) -> Device {
@@ -333,15 +288,11 @@ impl Gpu {
         };
         let Product { sizes: [m, n, k], left, right, out, keep } = *product;
         let (one, keep) = (1f32, if keep { 1f32 } else { 0f32 });
-        let handle = self.device.cublas_handle();
         let number = |one: &f32| std::ptr::from_ref(one).cast::<c_void>();
         // SAFETY: the handle is of this stream; places and strides are those of buffers that the caller holds.
         unsafe {
-            blas::cublasSetWorkspace_v2(*handle.handle(), self.workspace.at as *mut c_void, self.workspace.bytes())
-                .result()
-                .map_err(wrapped)?;
             gemm_ex(
-                *handle.handle(),
+                *self.blas.handle(),
                 operation(left.transposed),
                 operation(right.transposed),
                 m as i32,

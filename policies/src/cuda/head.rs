@@ -8,7 +8,7 @@ use super::gpu::{Buffer, Extent, Gpu, Kind};
 use super::products::Matrix;
 
 /// Bytes of logits that exist at one time, at most and unless a single token has more.
-const CHUNK_BYTES: usize = 512 << 20;
+pub(super) const CHUNK_BYTES: usize = 512 << 20;
 /// Threads of a block that works on a token's logits.
 const ROW_THREADS: usize = 256;
 
@@ -83,7 +83,7 @@ impl Head {
             self.logits(gpu, self.row(hidden, chunk.start), chunk.len(), logits.at(0))?;
             let (to, from, width) = (gradient.at(0), logits.at(0), self.width as i32);
             let (sharpness, first, n) = (self.sharpness, chunk.start as i32, n as i32);
-            let arguments: [&dyn super::gpu::Argument; 10] = [
+            let arguments: [&dyn super::arguments::Argument; 10] = [
                 &to,
                 &from,
                 &result,

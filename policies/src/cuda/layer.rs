@@ -2,8 +2,9 @@
 
 use candle_core::Result;
 
+use super::arguments::Heads;
 use super::batch::Batch;
-use super::gpu::{Buffer, Extent, Gpu, Heads, Kind};
+use super::gpu::{Buffer, Extent, Gpu, Kind};
 use super::products::Matrix;
 use super::weights::{LayerWeights, Sizes, Weights};
 
@@ -146,7 +147,7 @@ pub(super) fn turn(
     let (turned, heads) = ((sizes.heads + sizes.kv_heads) as i32, (sizes.heads + 2 * sizes.kv_heads) as i32);
     let (cos, sin, columns, half) = (tables.cos.at(0), tables.sin.at(0), tables.columns as i32, tables.half as i32);
     let extent = Extent::new((n, 1, 1), TOKEN_THREADS);
-    let arguments: [&dyn super::gpu::Argument; 11] =
+    let arguments: [&dyn super::arguments::Argument; 11] =
         [&qkv, &bias, &index, &image, &cos, &sin, &columns, &turned, &heads, &half, &sign];
     gpu.launch_for("rotate", weights.kind, extent, &arguments)
 }

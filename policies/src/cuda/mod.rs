@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | gpu.rs | memory, kernels by name, launches: the only place with `unsafe` |
+//! | gpu.rs, arguments.rs | memory, kernels by name, launches and what they take: the only places with `unsafe` |
 //! | products.rs | cuBLAS by what a product means to a layer |
 //! | weights.rs | a decoder's weights in the type that products take |
 //! | batch.rs | rows of ids as the kernels read them |
@@ -20,6 +20,7 @@
 //!    but what brings numbers back.
 //! 4. tests/cuda.rs holds every kernel and both passes to the CPU's, on a card or on the simulator of tests/simulator.
 
+mod arguments;
 mod back;
 mod batch;
 mod gpu;
@@ -36,7 +37,7 @@ use grpo::Result;
 
 pub(crate) use optimise::CudaOptimiser;
 pub(crate) use rollout::{Job, draw};
-pub(crate) use tape::CudaTape;
+pub(crate) use tape::{CudaTape, rows_that_fit};
 
 use crate::decoder::Decoder;
 
@@ -45,7 +46,7 @@ use crate::decoder::Decoder;
 /// candle's own `Device::new_cuda` gives every thread a stream of its own, across which nothing here waits.
 pub fn device(ordinal: usize) -> Result<Device> {
     let device = Device::new_cuda_with_stream(ordinal)?;
-    gpu::Gpu::new(device.as_cuda_device()?)?.keep_freed_memory()?;
+    gpu::Gpu::on(&device)?.keep_freed_memory()?;
     Ok(device)
 }
 

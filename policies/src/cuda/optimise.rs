@@ -3,7 +3,8 @@
 use candle_core::{DType, Tensor};
 use grpo::{DeviceOptimiser, Result, StepNumbers};
 
-use super::gpu::{Extent, Gpu, StepOfAdamW};
+use super::arguments::StepOfAdamW;
+use super::gpu::{Extent, Gpu};
 
 /// Numbers of a block of optimise.cu's sum_squares: SQUARED.
 const SQUARED: usize = 1 << 14;

@@ -9,8 +9,9 @@ use std::ops::Range;
 use candle_core::Result as TensorResult;
 use grpo::{Error, Result};
 
+use super::arguments::{DrawOfRows, LawOfRows};
 use super::batch::{Batch, image_start};
-use super::gpu::{Buffer, DrawOfRows, Extent, Gpu, Kind, LawOfRows};
+use super::gpu::{Buffer, Extent, Gpu, Kind};
 use super::head::Head;
 use super::layer::{Pass, TOKEN_THREADS, activate, embed, rms_norm, turn};
 use super::products::Matrix;
@@ -249,7 +250,7 @@ impl Part<'_> {
         let sizes = self.weights.sizes;
         let (heads, kv_heads, d) = (sizes.heads as i32, sizes.kv_heads as i32, sizes.head_dim as i32);
         let (keys, values, capacity) = (keys.at(0), values.at(0), self.capacity as i32);
-        let arguments: [&dyn super::gpu::Argument; 9] =
+        let arguments: [&dyn super::arguments::Argument; 9] =
             [&keys, &values, &qkv, &firsts, &lengths, &heads, &kv_heads, &d, &capacity];
         self.gpu.launch_for("fill_cache", self.weights.kind, Extent::new((longest, rows, 1), 128), &arguments)
     }
@@ -312,11 +313,11 @@ impl Part<'_> {
         let (heads, kv_heads, d) = (sizes.heads as i32, sizes.kv_heads as i32, sizes.head_dim as i32);
         let (qkv, keys, values, lengths) = (scratch.qkv.at(0), keys.at(0), values.at(0), state.lengths.at(0));
         let capacity = self.capacity as i32;
-        let arguments: [&dyn super::gpu::Argument; 8] =
+        let arguments: [&dyn super::arguments::Argument; 8] =
             [&keys, &values, &qkv, &lengths, &heads, &kv_heads, &d, &capacity];
         gpu.launch_for("extend_cache", kind, Extent::new((rows, 1, 1), 128), &arguments)?;
         let (sums, scales, scale) = (scratch.sums.at(0), scratch.scales.at(0), sizes.scale());
-        let arguments: [&dyn super::gpu::Argument; 10] =
+        let arguments: [&dyn super::arguments::Argument; 10] =
             [&sums, &scales, &qkv, &keys, &values, &lengths, &heads, &kv_heads, &capacity, &scale];
         // decode.cu's Team: f32 of wide heads has room for half as many keys.
         let threads = if kind == Kind::F32 && sizes.head_dim > 64 { 64 } else { 128 };

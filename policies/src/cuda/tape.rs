@@ -1,17 +1,17 @@
 //! Scores of a batch on a card, and the way back through what their forward pass left.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
-use grpo::{Gradients, Result};
+use grpo::{Error, Gradients, Result};
 
 use super::back::Sums;
 use super::batch::{Batch, readers};
 use super::gpu::{Buffer, Extent, Gpu, Kind};
-use super::head::{Asked, Head, Scored};
+use super::head::{Asked, CHUNK_BYTES, Head, Scored};
 use super::layer::{Made, Pass, TOKEN_THREADS};
-use super::weights::{Weights, side_by_side};
+use super::weights::{Sizes, Weights, side_by_side};
 use crate::decoder::{Decoder, EMBEDDING, Targets};
 
 const HEAD: &str = "lm_head.weight";
@@ -19,7 +19,7 @@ const NORM: &str = "model.norm.weight";
 
 /// What the forward pass of [`CudaTape::score`] left.
 pub(crate) struct CudaTape {
-    gpu: Gpu,
+    gpu: Arc<Gpu>,
     decoder: Decoder,
     weights: Weights,
     batch: Batch,
@@ -187,4 +187,38 @@ fn forward(pass: &Pass<'_>, decoder: &Decoder, trained: bool) -> Result<(Vec<Kep
         }
     }
     Ok((layers, x))
+}
+
+/// The share of free memory that a pass may take.
+const SHARE: f64 = 0.85;
+
+/// How many rows of so many tokens a pass forward and back has memory for, beside the weights' copies and gradients.
+pub(crate) fn rows_that_fit(decoder: &Decoder, tokens: usize, slice: usize) -> Result<usize> {
+    let gpu = Gpu::of(decoder.embedding())?;
+    let (sizes, kind) = (Sizes::of(decoder), Kind::from(decoder.compute()));
+    let trained = decoder.params().n_elements();
+    // A layer's projections, what was attended to, gate and up; its input, the stream behind attention, log-sum-exps.
+    let made = kind.bytes() * (sizes.qkv() + sizes.queries() + 2 * sizes.gated) + 4 * (sizes.hidden + sizes.heads);
+    let input = 4 * sizes.hidden;
+    let kept = match (trained > 0, decoder.recomputes_layers()) {
+        (false, _) => 0,
+        (true, true) => input,
+        (true, false) => input + made,
+    };
+    // What passes on the way back beside one layer's: gradients by all of it, and norms and activations made again.
+    let passing = made + kind.bytes() * (2 * sizes.hidden + sizes.qkv() + sizes.queries() + sizes.gated) + 2 * input;
+    let row = tokens * (kept * decoder.layers().len() + passing);
+    let fixed = 4 * trained + kind.bytes() * (decoder.n_elements() + slice * sizes.hidden);
+    let head = CHUNK_BYTES * (4 + kind.bytes()) / 4;
+    let left = (SHARE * gpu.free_bytes()? as f64) as usize;
+    let rows = left.saturating_sub(fixed + head) / row.max(1);
+    match rows {
+        0 => Err(Error::config(format!(
+            "a pass over one row of {tokens} tokens takes {:.2} GB and the card has {:.2} GB left; keep one layer's \
+             activations at a time (--recompute-layers) or take smaller images",
+            (row + fixed + head) as f64 / 1e9,
+            left as f64 / 1e9
+        ))),
+        rows => Ok(rows),
+    }
 }

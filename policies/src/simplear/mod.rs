@@ -348,6 +348,17 @@ impl Policy for SimpleAr {
         crate::device_optimiser()
     }
 
+    #[cfg(feature = "cuda")]
+    fn rows_that_fit(&self, batch: &[(&Prompt, &ImageTrace)]) -> Result<usize, BoxError> {
+        let Some((_, first)) = batch.first().filter(|_| self.decoder.on_card()) else { return Ok(batch.len()) };
+        let mut longest = 0;
+        for (prompt, trace) in batch {
+            longest = longest.max(self.prompt_ids(&prompt.text, &trace.prefix)?.len());
+        }
+        let slice = self.choices(first.vocabulary).len();
+        Ok(crate::cuda::rows_that_fit(&self.decoder, longest + self.n_tokens() - 1, slice)?)
+    }
+
     fn replay_tolerance(&self) -> f32 {
         replay_tolerance(&self.decoder)
     }
