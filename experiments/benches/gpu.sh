@@ -20,12 +20,12 @@ found = [m["executable"] for m in map(json.loads, sys.stdin)
 print(found[-1])' "$1"
 }
 
-# build PROFILE-FLAGS... : the test of the kernels and the bench.
+# build PROFILE: the test of the kernels and the bench.
 build() {
   mkdir -p "$carried"
-  cp "$(cargo test "$@" -p grpo-policies --features cuda --test cuda --no-run --message-format=json | executable cuda)" \
+  cp "$(cargo test --profile "$1" -p grpo-policies --features cuda --test cuda --no-run --message-format=json | executable cuda)" \
     "$carried/cuda"
-  cp "$(cargo bench -p grpo-experiments --features cuda --bench card --no-run --message-format=json | executable card)" \
+  cp "$(cargo bench --profile "$1" -p grpo-experiments --features cuda --bench card --no-run --message-format=json | executable card)" \
     "$carried/card"
   strip "$carried/cuda" "$carried/card"
   cp experiments/benches/peers/card.py "$carried/"
@@ -35,7 +35,7 @@ case ${1:-} in
   build)
     policies/cuda/toolchain.sh target/cuda --compiler
     . target/cuda/env
-    build --release
+    build release
     ls -l "$carried"
     ;;
   run)
@@ -54,7 +54,7 @@ print(":".join(parts))')
     . target/cuda/env
     policies/tests/simulator/make.sh target/cuda/simulated
     export GRPO_CUDA_LIBRARIES=$root/target/cuda/simulated
-    build
+    build dev
     "$carried/cuda" --test-threads 1
     "$carried/card" --small
     ;;

@@ -114,28 +114,13 @@ __device__ void attend(Real *out, float *log_sums, const Real *qkv, const Tile *
         __syncthreads();
         float score[N / 8][4];
         scores<Real, N, D>(score, query, keys);
-        for (int half = 0; half < 2; half++) {
-            const int place = mine + lane / 4 + 8 * half;
-            float top = -INFINITY;
-            for (int j = 0; j < N / 8; j++)
-                for (int i = 0; i < 2; i++) {
-                    float &x = score[j][2 * half + i];
-                    x = start + 8 * j + 2 * (lane % 4) + i <= place ? x * shape.scale : -INFINITY;
-                    top = fmaxf(top, x);
-                }
-            // The first tile holds place 0, which everyone sees: `most` is a number from then on.
-            top = fmaxf(most[half], row_max(top));
-            const float shrink = __expf(most[half] - top);
-            float sum = 0.0f;
-            for (int j = 0; j < N / 8; j++)
-                for (int i = 0; i < 2; i++) {
-                    float &x = score[j][2 * half + i];
-                    x = __expf(x - top);
-                    sum += x;
-                }
-            total[half] = total[half] * shrink + row_sum(sum), most[half] = top;
-            for (int j = 0; j < D / 8; j++) sums[j][2 * half] *= shrink, sums[j][2 * half + 1] *= shrink;
-        }
+        for (int j = 0; j < N / 8; j++)
+            for (int i = 0; i < 4; i++) {
+                const int place = mine + lane / 4 + 8 * (i / 2), seen = start + 8 * j + 2 * (lane % 4) + i % 2;
+                score[j][i] = seen <= place ? score[j][i] * shape.scale : -INFINITY;
+            }
+        // The first tile holds place 0, which everyone sees: the greatest score is a number from then on.
+        take_in(score, sums, most, total);
         weigh<Real, N, D>(sums, score, values);
     }
     store_rows<Real, D>(out + size_t(tile.first + mine) * shape.heads * D + head * D, size_t(shape.heads) * D, sums,

@@ -83,26 +83,12 @@ __device__ void attend_part(float *sums, float *scales, const Real *qkv, const R
                 mma(score[j], of_query[k], b);
             }
         }
-        for (int half = 0; half < 2; half++) {
-            float most = -INFINITY;
-            for (int j = 0; j < 2; j++)
-                for (int i = 0; i < 2; i++) {
-                    float &x = score[j][2 * half + i];
-                    x = start + 16 * warp + 8 * j + 2 * (lane % 4) + i < last ? x * scale : -INFINITY;
-                    most = fmaxf(most, x);
-                }
-            most = fmaxf(top[half], row_max(most));
-            const float shrink = __expf(top[half] - most);
-            float sum = 0.0f;
-            for (int j = 0; j < 2; j++)
-                for (int i = 0; i < 2; i++) {
-                    float &x = score[j][2 * half + i];
-                    x = __expf(x - most);
-                    sum += x;
-                }
-            total[half] = total[half] * shrink + row_sum(sum), top[half] = most;
-            for (int j = 0; j < D / 8; j++) out[j][2 * half] *= shrink, out[j][2 * half + 1] *= shrink;
-        }
+        for (int j = 0; j < 2; j++)
+            for (int i = 0; i < 4; i++) {
+                const int place = start + 16 * warp + 8 * j + 2 * (lane % 4) + i % 2;
+                score[j][i] = place < last ? score[j][i] * scale : -INFINITY;
+            }
+        take_in(score, out, top, total);
         PairOf<Real> a[4], b[2];
         a_of_c(a, score[0], score[1]);
         for (int j = 0; j < D / 8; j++) {

@@ -115,3 +115,23 @@ __device__ __forceinline__ float row_sum(float x) {
     x += __shfl_xor_sync(ALL_LANES, x, 1);
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
+
+// Takes in a tile of scores, of which those that are not seen are minus infinity: they become weights relative to the
+// greatest score so far, and what was summed before them shrinks to it. A lane has two rows of each.
+template <int N, int W>
+__device__ __forceinline__ void take_in(float (&score)[N][4], float (&sums)[W][4], float (&most)[2], float (&total)[2]) {
+    for (int half = 0; half < 2; half++) {
+        float top = -INFINITY;
+        for (int j = 0; j < N; j++) top = fmaxf(top, fmaxf(score[j][2 * half], score[j][2 * half + 1]));
+        top = fmaxf(most[half], row_max(top));
+        const float shrink = __expf(most[half] - top);
+        float sum = 0.0f;
+        for (int j = 0; j < N; j++)
+            for (int i = 2 * half; i < 2 * half + 2; i++) {
+                score[j][i] = __expf(score[j][i] - top);
+                sum += score[j][i];
+            }
+        total[half] = total[half] * shrink + row_sum(sum), most[half] = top;
+        for (int j = 0; j < W; j++) sums[j][2 * half] *= shrink, sums[j][2 * half + 1] *= shrink;
+    }
+}
