@@ -15,6 +15,9 @@ fn main() -> Result<(), String> {
     let variable = |name: &str| std::env::var(name).map_err(|error| format!("{name}: {error}"));
     let out = PathBuf::from(variable("OUT_DIR")?).join("kernels.ptx");
     let nvcc = std::env::var("NVCC").unwrap_or_else(|_| "nvcc".into());
+    if nvcc.contains('/') {
+        println!("cargo:rerun-if-changed={nvcc}");
+    }
     let mut command = Command::new(&nvcc);
     command.args(["--ptx", "-std=c++17", "-O3", "-arch", ARCHITECTURE, "-o"]).arg(&out);
     let status = command.arg("src/cuda/kernels/kernels.cu").status().map_err(|error| {

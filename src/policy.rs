@@ -163,8 +163,8 @@ pub trait Policy: Sync {
         Ok(batch.len())
     }
 
-    /// How far a replayed log-prob may be from the sampled one by rounding alone: more than this is refused before
-    /// training. What computes in less than f32 says more.
+    /// How far a replayed log-prob may be from the sampled one by rounding alone: more than this, or a tenth of it in the
+    /// mean over a sample, is refused before training. What computes in less than f32 says more.
     fn replay_tolerance(&self) -> f32 {
         1e-2
     }

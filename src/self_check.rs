@@ -135,13 +135,18 @@ fn backward<P: Policy>(policy: &P, log_probs: &LogProbs, gradient: &LossGradient
     Ok(gradients)
 }
 
+/// Choices of which the mean difference says something that the largest does not.
+const LEAST_FOR_MEAN: usize = 16;
+
 /// Sampled and replayed log-probs may differ by rounding; a wrong mask, temperature or position differs by far more.
 fn check_ratio(sampled: &[f32], replayed: &[f32], tolerance: f32) -> Result<()> {
     if replayed.len() < sampled.len() {
         let message = format!("{} choices were sampled and {} replayed", sampled.len(), replayed.len());
         return Err(Error::SelfCheck(format!("{message}; log_probs must score every choice of the trace")));
     }
+    let mut sum = 0.0;
     for (choice, (&then, &now)) in sampled.iter().zip(replayed).enumerate() {
+        sum += (now - then).abs();
         // Written so that NaN fails too.
         let agrees = (now - then).abs() <= tolerance;
         if !agrees {
@@ -151,6 +156,14 @@ fn check_ratio(sampled: &[f32], replayed: &[f32], tolerance: f32) -> Result<()> 
                 (now - then).exp()
             )));
         }
+    }
+    let mean = sum / sampled.len().max(1) as f32;
+    if sampled.len() >= LEAST_FOR_MEAN && mean > tolerance / 10.0 {
+        return Err(Error::SelfCheck(format!(
+            "sampled and replayed log-probs differ by {mean:.4} in the mean over {} choices, which is more than rounding; \
+             log_probs must replay the very law of sample (temperature, truncation, guidance, vocabulary, positions)",
+            sampled.len()
+        )));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 #
 #     experiments/benches/gpu.sh build    # here: kernels, tests and benches with the feature `cuda`, into target/gpu
 #     experiments/benches/gpu.sh run      # there: kernels against the CPU, then the benches and PyTorch; target/gpu travels
+#     experiments/benches/gpu.sh run test # there: one part of it, of test, draw, train, adamw, step and peer
 #     experiments/benches/gpu.sh dry      # here: the same on the simulator, at small sizes
 #
 # `run` needs NVIDIA's driver, the libraries of a CUDA 13 build of torch, and nothing that Rust would need; it writes
@@ -36,18 +37,25 @@ case ${1:-} in
     policies/cuda/toolchain.sh target/cuda --compiler
     . target/cuda/env
     build release
+    # A build without kernels would only be noticed there.
+    grep -q '.entry attend_64_bf16' "$carried/cuda" && grep -q '.entry attend_64_bf16' "$carried/card"
     ls -l "$carried"
     ;;
   run)
-    libraries=$(python3 -c 'import glob, os, site, torch
-parts = glob.glob(os.path.join(os.path.dirname(torch.__path__[0]), "nvidia", "*", "lib"))
-print(":".join(parts))')
+    libraries=$(python3 -c 'import glob, os, torch
+print(":".join(glob.glob(os.path.join(os.path.dirname(torch.__path__[0]), "nvidia", "*", "lib"))))')
     export GRPO_CUDA_LIBRARIES=$libraries LD_LIBRARY_PATH=$libraries:${LD_LIBRARY_PATH:-}
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-    "$carried/cuda" --test-threads 1
-    report=${OUT:-$carried}/card.md
-    "$carried/card" | tee "$report"
-    python3 "$carried/card.py" | tee -a "$report"
+    report=${OUT:-$carried}/card.md failed=0
+    # What fails does not keep the rest from being measured; each part fits a call of ten minutes.
+    for part in ${2:-test draw train adamw step peer}; do
+      case $part in
+        test) "$carried/cuda" --test-threads 1 ;;
+        peer) python3 "$carried/card.py" | tee -a "$report" ;;
+        *) "$carried/card" "$part" | tee -a "$report" ;;
+      esac || failed=1
+    done
+    exit $failed
     ;;
   dry)
     policies/cuda/toolchain.sh target/cuda
@@ -59,7 +67,7 @@ print(":".join(parts))')
     "$carried/card" --small
     ;;
   *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -74,8 +74,12 @@ if [[ ${2:-} == --compiler ]]; then
 fi
 install -m 755 "$here/nvcc.sh" "$home/bin/nvcc"
 
+# The least card that has bf16 on tensor cores; later ones take the same modules. Builds without a compiler have another
+# number, so that none of their empty modules is taken for a compiled one.
+least=75
+if [[ -x $folder/py/nvidia/cu13/bin/nvcc ]]; then least=80; fi
 cat >"$folder/env" <<ENV
-export CUDA_HOME=$home CUDA_PATH=$home CUDA_ROOT=$home CUDA_TOOLKIT_ROOT_DIR=$home NVCC=$home/bin/nvcc
-export CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=\${CUDA_COMPUTE_CAP:-90}
+export CUDA_HOME='$home' CUDA_PATH='$home' CUDA_ROOT='$home' CUDA_TOOLKIT_ROOT_DIR='$home' NVCC='$home/bin/nvcc'
+export CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=\${CUDA_COMPUTE_CAP:-$least}
 ENV
 echo "$folder/env"

@@ -1,7 +1,6 @@
 //! The kernels on a card against the CPU's operations: scores, gradients, updates, draws.
 //!
-//! They run on a GPU or on the simulator of tests/simulator, which README's "Without a GPU" shows; without either they
-//! fail. In f32 both sides differ by the order of sums alone, in bf16 by its three digits.
+//! They run on a GPU or on the simulator of tests/simulator, as src/docs/cuda.md shows; without either they fail. In f32 both sides differ by the order of sums alone, in bf16 by its three digits.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
@@ -11,9 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Tensor};
 use grpo::{AdamW, Gradients, OptimConfig, Policy, Prompt, Request, Seed};
+use grpo_policies::cosmos::{Cosmos, CosmosConfig};
 use grpo_policies::cuda;
 use grpo_policies::decoder::{Compute, Decoder, DecoderConfig, ImagePositions, Targets};
-use grpo_policies::simplear::{Drawn, Law, ScoredAs, SimpleAr, Stage, Vocabulary};
+use grpo_policies::simplear::{Drawn, Law, ScoredAs, SimpleAr, Stage, TextTokenizer, Vocabulary};
 
 /// One test at a time: a stream that is captured takes the work of others into its graph.
 fn card() -> (Device, MutexGuard<'static, ()>) {
@@ -246,15 +246,74 @@ fn draws_are_the_hosts() {
 #[test]
 fn draws_know_no_neighbours() {
     let (device, _turn) = card();
-    for compute in [Compute::F32, Compute::Bf16] {
-        let policy = SimpleAr::shapes(Stage::Sft, &Device::Cpu).unwrap();
-        let policy = policy.with_decoder_on(&device).unwrap().with_compute(compute);
-        let together = drawn(&policy, &laws()[2], &[0, 1, 2, 3, 4]);
-        let apart = [[0, 1], [2, 3]].iter().flat_map(|rows| drawn(&policy, &laws()[2], rows)).collect::<Vec<_>>();
-        for (together, apart) in together.iter().zip(&apart) {
-            assert_eq!(together.trace.codes, apart.trace.codes, "{compute:?}");
-        }
+    // In bf16 a product's algorithm may change with its rows, and with it a draw that lies at a border.
+    let policy = SimpleAr::shapes(Stage::Sft, &Device::Cpu).unwrap();
+    let policy = policy.with_decoder_on(&device).unwrap().with_compute(Compute::F32);
+    let together = drawn(&policy, &laws()[2], &[0, 1, 2, 3, 4]);
+    let apart = [[0, 1], [2, 3]].iter().flat_map(|rows| drawn(&policy, &laws()[2], rows)).collect::<Vec<_>>();
+    for (together, apart) in together.iter().zip(&apart) {
+        assert_eq!(together.trace.codes, apart.trace.codes);
     }
+}
+
+/// A policy whose prompts are so long that a row's keys are read in parts, with heads of this many numbers.
+fn long_rows(head_dim: usize, heads: usize, kv_heads: usize) -> SimpleAr {
+    let config = CosmosConfig { channels: 8, levels: vec![5, 5], embedding_dim: 2, ..CosmosConfig::shapes() };
+    let cosmos = Cosmos::init(config, Seed::new(1), &Device::Cpu).unwrap();
+    let text = TextTokenizer::of_words(["a", "red", "star"]).unwrap();
+    let config = DecoderConfig {
+        vocab_size: text.n_ids() as usize + cosmos.n_codes() as usize,
+        hidden_size: head_dim * heads,
+        intermediate_size: 48,
+        num_hidden_layers: 1,
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        max_position_embeddings: 320,
+        ..DecoderConfig::default()
+    };
+    let mut tensors = Decoder::init(config.clone(), Seed::new(2)).unwrap().tensors();
+    for tensor in tensors.values_mut().filter(|tensor| tensor.rank() == 2) {
+        *tensor = (&*tensor * 6.0).unwrap();
+    }
+    let decoder = Decoder::from_tensors(config, tensors, true).unwrap();
+    SimpleAr::new(decoder, cosmos.into(), text.into(), (2, 3)).unwrap()
+}
+
+#[test]
+fn rows_longer_than_a_part_are_drawn_as_the_host_draws_them() {
+    let (device, _turn) = card();
+    let prompt = Prompt::new("a red star ".repeat(85));
+    // The 0.5B shape's heads, and the widest, for which a block of f32 has half of the warps.
+    for (head_dim, heads, kv_heads) in [(64, 14, 2), (128, 2, 1)] {
+        let host = long_rows(head_dim, heads, kv_heads);
+        let draw = |policy: &SimpleAr| {
+            let requests: Vec<Request<'_>> =
+                (0..2).map(|row| Request { prompt: &prompt, seed: Seed::new(3).fold(row) }).collect();
+            policy.draw(&requests).unwrap()
+        };
+        let on_card = host.with_decoder_on(&device).unwrap();
+        let (got, want) = (draw(&on_card.detached().unwrap().with_compute(Compute::F32)), draw(&host));
+        for (got, want) in got.iter().zip(&want) {
+            assert_eq!(got.trace.codes, want.trace.codes, "head_dim {head_dim}");
+            assert!(off(&got.log_probs, &want.log_probs) < 1e-4, "head_dim {head_dim}");
+        }
+        let drawn = draw(&on_card);
+        let batch: Vec<_> = drawn.iter().map(|drawn| (&prompt, &drawn.trace)).collect();
+        let replayed = numbers(host.log_probs(&batch).unwrap().values());
+        let sampled: Vec<f32> = drawn.iter().flat_map(|drawn| drawn.log_probs.clone()).collect();
+        assert!(off(&sampled, &replayed) < 3e-2, "head_dim {head_dim}: {}", off(&sampled, &replayed));
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error_on_a_card_too() {
+    let (device, _turn) = card();
+    let policy = long_rows(32, 2, 1).with_decoder_on(&device).unwrap();
+    let norm = policy.params().get("model.norm.weight").unwrap().clone();
+    norm.set(&Tensor::from_vec(vec![f32::NAN; 64], 64, &Device::Cpu).unwrap().to_device(&device).unwrap()).unwrap();
+    let prompt = Prompt::new("a star");
+    let error = policy.draw(&[Request { prompt: &prompt, seed: Seed::new(1) }]).unwrap_err().to_string();
+    assert!(error.contains("logits are not finite"), "{error}");
 }
 
 #[test]

@@ -9,9 +9,16 @@ use super::layer::{ATTENTION_THREADS, Made, Pass, TOKEN_THREADS, turn};
 use super::products::Matrix;
 use super::weights::LayerWeights;
 
-/// Tokens of a block of layer.cu's rms_norm_back, and rows of one of sum_blocks: NORM_ROWS and SUMMED_ROWS.
-const NORM_ROWS: usize = 16;
-const SUMMED_ROWS: usize = 64;
+/// Rows whose part of a sum over all rows is made by one block: at least so many, and at most so many parts, which a
+/// thread adds one after another.
+const PART_ROWS: usize = 16;
+const PARTS: usize = 256;
+
+/// Rows of a part, and how many parts there are.
+fn parts(rows: usize) -> (usize, usize) {
+    let per_block = rows.div_ceil(PARTS).max(PART_ROWS);
+    (per_block, rows.div_ceil(per_block))
+}
 
 const QKV: [&str; 3] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
 
@@ -45,12 +52,13 @@ impl Pass<'_> {
     ) -> Result<()> {
         let (places, n) = places.unwrap_or((0, self.n()));
         let hidden = self.sizes().hidden;
-        let blocks = n.div_ceil(NORM_ROWS);
+        let (per_block, blocks) = parts(n);
         let parts = self.gpu.words(blocks * hidden)?;
         let extent = Extent { shared_bytes: 4 * hidden, ..Extent::new((blocks, 1, 1), TOKEN_THREADS) };
         let (at, rows, width, eps) = (parts.at(0), n as i32, hidden as i32, self.sizes().eps);
-        let arguments: [&dyn super::arguments::Argument; 9] =
-            [&to_x, &at, &to, &x, &weight, &places, &rows, &width, &eps];
+        let per_block = per_block as i32;
+        let arguments: [&dyn super::arguments::Argument; 10] =
+            [&to_x, &at, &to, &x, &weight, &places, &rows, &per_block, &width, &eps];
         self.gpu.launch_for("rms_norm_back", self.kind(), extent, &arguments)?;
         self.add_parts(to_weight, at, blocks, (hidden, hidden))
     }
@@ -163,11 +171,11 @@ impl Pass<'_> {
         let (gpu, n, kind, sizes) = (self.gpu, self.n(), self.kind(), self.sizes());
         let (hidden, width) = (sizes.hidden, sizes.qkv());
         let normed = self.normed(x.at(0), layer.input_norm, None)?;
-        let blocks = n.div_ceil(SUMMED_ROWS);
+        let (per_block, blocks) = parts(n);
         let parts = gpu.words(blocks * width)?;
         let extent = Extent::new((width.div_ceil(TOKEN_THREADS), blocks, 1), TOKEN_THREADS);
         let (at, from) = (parts.at(0), to_qkv.at(0));
-        gpu.launch_for("sum_blocks", kind, extent, &[&at, &from, &(n as i32), &(width as i32)])?;
+        gpu.launch_for("sum_blocks", kind, extent, &[&at, &from, &(n as i32), &(per_block as i32), &(width as i32)])?;
         let mut first = 0;
         for (part, heads) in QKV.iter().zip([sizes.heads, sizes.kv_heads, sizes.kv_heads]) {
             let of_part = heads * sizes.head_dim;

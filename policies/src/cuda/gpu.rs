@@ -19,6 +19,8 @@ use crate::decoder::Compute;
 
 /// All kernels, compiled by build.rs.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+/// The handle that stands for the stream of whatever thread calls: CU_STREAM_PER_THREAD.
+const PER_THREAD: usize = 2;
 /// What cuBLAS may use beside its operands; NVIDIA's advice for Hopper, and no product asks for memory while captured.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
@@ -124,8 +126,19 @@ fn wrapped(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     }
 }
 
+/// What is wrong where kernels do not load because none were compiled.
+fn without_compiler(error: Error) -> Error {
+    match KERNELS.contains(".version") {
+        true => error,
+        false => error.context("no kernels were compiled into this build: policies/cuda/toolchain.sh DIR --compiler"),
+    }
+}
+
 impl Gpu {
     fn new(device: &CudaDevice) -> Result<Self> {
+        if device.cuda_stream().cu_stream() as usize == PER_THREAD {
+            bail!("this device has a stream for each thread; make it by grpo_policies::cuda::device");
+        }
         // SAFETY: everything here is on one stream, whose order is the only synchronisation that is needed.
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
@@ -135,6 +148,10 @@ impl Gpu {
         unsafe { blas::cublasSetWorkspace_v2(*blas.handle(), workspace.at as *mut c_void, workspace.bytes()) }
             .result()
             .map_err(wrapped)?;
+        // Sums in f32 throughout, also where a product is split and its parts are added.
+        let exact = blas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: as above.
+        unsafe { blas::cublasSetMathMode(*blas.handle(), exact) }.result().map_err(wrapped)?;
         Ok(Self { device: device.clone(), stream, functions: Mutex::default(), blas, _workspace: workspace })
     }
 
@@ -172,7 +189,9 @@ impl Gpu {
 
     /// Bytes that can still be had, those that the driver keeps for us among them.
     pub(super) fn free_bytes(&self) -> Result<usize> {
-        let (free, _) = result::mem_get_info().map_err(wrapped)?;
+        // What was freed counts as used until the stream comes to it.
+        self.stream.synchronize().map_err(wrapped)?;
+        let (free, _) = self.stream.context().mem_get_info().map_err(wrapped)?;
         let attribute = |which| {
             let mut bytes = 0u64;
             // SAFETY: as in keep_freed_memory.
@@ -228,6 +247,7 @@ impl Gpu {
 
     /// Copies the first bytes of one place to another.
     pub(super) fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(wrapped)?;
         // SAFETY: callers name places of buffers that they hold.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()).map_err(wrapped) }
     }
@@ -252,7 +272,8 @@ impl Gpu {
         if let Some(function) = functions.get(name) {
             return Ok(function.clone());
         }
-        let function = self.device.get_or_load_custom_func(name, "grpo", KERNELS)?.into_cuda_function();
+        let loaded = self.device.get_or_load_custom_func(name, "grpo", KERNELS);
+        let function = loaded.map_err(without_compiler)?.into_cuda_function();
         Ok(functions.entry(name.into()).or_insert(Arc::new(function)).clone())
     }
 
@@ -289,6 +310,7 @@ impl Gpu {
         let Product { sizes: [m, n, k], left, right, out, keep } = *product;
         let (one, keep) = (1f32, if keep { 1f32 } else { 0f32 });
         let number = |one: &f32| std::ptr::from_ref(one).cast::<c_void>();
+        self.stream.context().bind_to_thread().map_err(wrapped)?;
         // SAFETY: the handle is of this stream; places and strides are those of buffers that the caller holds.
         unsafe {
             gemm_ex(

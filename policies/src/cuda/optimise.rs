@@ -33,6 +33,10 @@ impl DeviceOptimiser for CudaOptimiser {
         let [param, first, second, gradient] =
             [param, first, second, gradient].map(|tensor| gpu.address(tensor).map(|at| (at, tensor.elem_count())));
         let ((param, n), (first, _), (second, _), (gradient, _)) = (param?, first?, second?, gradient?);
+        // The kernel reads four numbers at a time, where they lie at their own size.
+        if [param, first, second, gradient].iter().any(|at| at % 16 != 0) {
+            return Ok(false);
+        }
         let step = StepOfAdamW([
             numbers.shrink,
             numbers.beta1,

@@ -24,6 +24,8 @@ use crate::sampling::Shaping;
 const SPLIT: usize = 256;
 /// Threads of a block that draws.
 const DRAW_THREADS: usize = 1024;
+/// Rows of the decoder that a launch can have: a grid's second and third side.
+const MOST_ROWS: usize = 65_535;
 /// The share of free memory that caches and logits may take.
 const SHARE: f64 = 0.85;
 
@@ -79,7 +81,10 @@ fn rows_that_fit(gpu: &Gpu, weights: &Weights, job: &Job<'_>, capacity: usize) -
     let passing = 4 * (2 * sizes.hidden + sizes.qkv() + sizes.queries() + 3 * sizes.gated);
     let parts = 4 * sizes.heads * capacity.div_ceil(SPLIT) * (sizes.head_dim + 2);
     let branches = if job.guidance.is_some() { 2 } else { 1 };
-    let row = branches * (cache + passing + parts + 4 * job.slice.len()) + 16 * job.n_tokens;
+    let longest = capacity.saturating_sub(job.n_tokens) + 1;
+    // A prompt of its own for each row would be read by a pass of the whole decoder, two layers' activations at a time.
+    let reading = longest * (bytes * (sizes.qkv() + sizes.queries() + 3 * sizes.gated) + 12 * sizes.hidden);
+    let row = branches * (cache + passing + parts + 4 * job.slice.len()) + 16 * job.n_tokens + reading;
     let free = gpu.free_bytes()?;
     match (SHARE * free as f64) as usize / row {
         0 => Err(Error::config(format!(
@@ -87,7 +92,7 @@ fn rows_that_fit(gpu: &Gpu, weights: &Weights, job: &Job<'_>, capacity: usize) -
             row as f64 / 1e9,
             free as f64 / 1e9
         ))),
-        rows => Ok(rows),
+        rows => Ok(rows.min(MOST_ROWS / branches)),
     }
 }
 

@@ -53,9 +53,10 @@ impl std::fmt::Debug for CudaTape {
 }
 
 impl CudaTape {
-    /// Whether these targets can be scored here: no place is asked twice, for its gradients are added side by side.
+    /// Whether these targets can be scored here: there are some, and no place is asked twice, for its gradients are added side by side.
     pub(crate) fn serves(targets: &Targets) -> bool {
-        targets.places.iter().collect::<BTreeSet<_>>().len() == targets.places.len()
+        let n = targets.places.len();
+        n > 0 && targets.places.iter().collect::<BTreeSet<_>>().len() == n
     }
 
     /// Log-probabilities and entropies, `[N]` each, and the way back where the decoder is trained.
@@ -214,8 +215,8 @@ pub(crate) fn rows_that_fit(decoder: &Decoder, tokens: usize, slice: usize) -> R
     let rows = left.saturating_sub(fixed + head) / row.max(1);
     match rows {
         0 => Err(Error::config(format!(
-            "a pass over one row of {tokens} tokens takes {:.2} GB and the card has {:.2} GB left; keep one layer's \
-             activations at a time (--recompute-layers) or take smaller images",
+            "a pass over one row of {tokens} tokens takes {:.2} GB and the card has {:.2} GB left; take smaller images, \
+             or keep one layer's activations at a time (--recompute-layers) where that is not done yet",
             (row + fixed + head) as f64 / 1e9,
             left as f64 / 1e9
         ))),

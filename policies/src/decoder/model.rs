@@ -50,6 +50,8 @@ pub struct Decoder {
     pub(super) lora: Option<LoraConfig>,
     /// What activations are computed in, on a card.
     pub(super) compute: Compute,
+    /// Whether this is the base of adapters, which is compared with what candle's operations make of both.
+    pub(super) below_adapters: bool,
 }
 
 impl Decoder {
@@ -104,6 +106,7 @@ impl Decoder {
             recompute: false,
             lora: None,
             compute: Compute::default(),
+            below_adapters: false,
         })
     }
 
@@ -160,7 +163,7 @@ impl Decoder {
     /// Below adapters nothing is trained: it is then the base itself, shared and without them.
     pub fn frozen(&self) -> Result<Self> {
         if self.lora.is_some() {
-            return self.base();
+            return Ok(Self { below_adapters: true, ..self.base()? });
         }
         self.with_tensors(self.copied_tensors()?, Params::none())
     }

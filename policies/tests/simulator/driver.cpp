@@ -48,6 +48,7 @@ void not_while_capturing(const char *what) {
 int allocate(void **to, size_t bytes) {
     std::lock_guard<std::recursive_mutex> lock(mutex);
     not_while_capturing("memory is allocated");
+    if (bytes == 0) return InvalidValue;
     if (allocated + bytes > TOTAL_BYTES) return OutOfMemory;
     *to = std::aligned_alloc(256, (bytes + 511) / 256 * 256);
     if (!*to) return OutOfMemory;

@@ -60,6 +60,9 @@ const std::function<void()> *body = nullptr;
 // What the lanes of each warp gave, for two exchanges in turn.
 uint64_t given[MOST_THREADS / 32][2][32];
 unsigned turns[MOST_THREADS];
+// Every other launch goes through its warps and threads from the last to the first: what reads before a barrier what
+// another thread has yet to write is found in one of the two orders.
+bool backwards = false;
 
 void give_way(Wait wait) {
     Fiber *me = running;
@@ -102,7 +105,8 @@ void release(unsigned first, unsigned end, Wait wait) {
 
 void run_warp(unsigned first, unsigned end) {
     for (;;) {
-        for (unsigned thread = first; thread < end; thread++) {
+        for (unsigned turn = first; turn < end; turn++) {
+            const unsigned thread = backwards ? first + end - 1 - turn : turn;
             if (fibers[thread].wait != Wait::Nothing) continue;
             running = &fibers[thread];
             threadIdx = running->index;
@@ -121,7 +125,11 @@ void run_block(unsigned threads) {
     for (unsigned thread = 0; thread < threads; thread++) prepare(fibers[thread], thread);
     do {
         release(0, threads, Wait::Block);
-        for (unsigned first = 0; first < threads; first += 32) run_warp(first, std::min(threads, first + 32));
+        const unsigned warps = (threads + 31) / 32;
+        for (unsigned turn = 0; turn < warps; turn++) {
+            const unsigned first = 32 * (backwards ? warps - 1 - turn : turn);
+            run_warp(first, std::min(threads, first + 32));
+        }
         if (any(0, threads, Wait::Block) && any(0, threads, Wait::Ended)) {
             std::fprintf(stderr, "some threads wait for their block and others have ended\n");
             std::abort();
@@ -173,6 +181,7 @@ void run_blocks(Extent grid, Extent block, size_t shared_bytes, const std::funct
     blockDim = {block.x, block.y, block.z};
     gridDim = {grid.x, grid.y, grid.z};
     body = &thread;
+    backwards = !backwards;
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {

@@ -10,7 +10,8 @@ set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
 kernels=$here/../../src/cuda/kernels
-flags=(-std=c++17 -O2 -g -fPIC -DGRPO_SIMULATED -I"$here" -I"$kernels" -Wall -Wextra -Werror -Wno-unused-parameter)
+flags=(-std=c++17 -O2 -g -fPIC -DGRPO_SIMULATED -I"$here" -I"$kernels" -Wall -Wextra -Werror -Wno-unused-parameter
+  -fsanitize=alignment -fno-sanitize-recover=alignment -fsanitize-undefined-trap-on-error)
 table() {
   printf '#include "table.hpp"\n'
   for source in "$@"; do printf '#include "%s"\n' "$source"; done

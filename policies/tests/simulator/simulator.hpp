@@ -1,9 +1,10 @@
 // CUDA's words for a C++ compiler, so that kernels run on a CPU, one block after another.
 //
 // A block's threads are fibers (fibers.cpp) that give way at barriers and whenever a warp exchanges numbers, which all of
-// its threads must do together: what a card would do wrong with a missing barrier, or a barrier that some threads skip,
-// shows here as a wrong number or an error. Memory is the process's own, and reads outside it are found by the
-// sanitizers. What is not seen: races between blocks, which run in order, the caches, and speed.
+// its threads must do together: a barrier that some threads skip is an error, and a missing one shows as a wrong number in
+// one of the two orders in which threads are run (fibers.cpp). Vectors at addresses that are no multiples of their size end
+// the process. What is not seen: races between blocks, which run in order, races that need two threads at one instant, the
+// caches, the tensor cores' own instruction, registers and shared memory that a card has not, and speed.
 #pragma once
 
 #include <algorithm>

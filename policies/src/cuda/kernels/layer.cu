@@ -46,18 +46,16 @@ __device__ void rms_norm(Real *out, const float *x, const float *weight, const u
     }
 }
 
-constexpr int NORM_ROWS = 16;
-
 // Adds to to_x the gradient that comes through the norm, and gives each block's part of the weight's, `[blocks, width]`.
-// A block takes NORM_ROWS tokens; `to` is the gradient by what the norm gave. As in rms_norm, `places` may choose tokens;
+// A block takes `per_block` tokens; `to` is the gradient by what the norm gave. As in rms_norm, `places` may choose tokens;
 // none of them twice. Dynamic memory: `width` floats.
 template <typename Real>
 __device__ void rms_norm_back(float *to_x, float *to_weight, const Real *to, const float *x, const float *weight,
-                              const unsigned *places, int rows, int width, float eps) {
+                              const unsigned *places, int rows, int per_block, int width, float eps) {
     __shared__ float scratch[32];
     DYNAMIC_SHARED(float, part);
     for (int at = threadIdx.x; at < width; at += blockDim.x) part[at] = 0.0f;
-    for (int row = blockIdx.x * NORM_ROWS; row < min(rows, int(blockIdx.x + 1) * NORM_ROWS); row++) {
+    for (int row = blockIdx.x * per_block; row < min(rows, int(blockIdx.x + 1) * per_block); row++) {
         const size_t token = places ? places[row] : row;
         const float *of_x = x + token * width;
         const Real *of_to = to + size_t(row) * width;
@@ -86,14 +84,12 @@ extern "C" __global__ void add_rows(float *sum, const float *parts, int rows, in
     sum[column] += x;
 }
 
-constexpr int SUMMED_ROWS = 64;
-
-// parts[block, column] = the sum of a block of SUMMED_ROWS rows.
-template <typename Real> __device__ void sum_blocks(float *parts, const Real *x, int rows, int width) {
+// parts[block, column] = the sum of a block of `per_block` rows.
+template <typename Real> __device__ void sum_blocks(float *parts, const Real *x, int rows, int per_block, int width) {
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= width) return;
     float sum = 0.0f;
-    for (int row = blockIdx.y * SUMMED_ROWS; row < min(rows, int(blockIdx.y + 1) * SUMMED_ROWS); row++)
+    for (int row = blockIdx.y * per_block; row < min(rows, int(blockIdx.y + 1) * per_block); row++)
         sum += widen(x[size_t(row) * width + column]);
     parts[size_t(blockIdx.y) * width + column] = sum;
 }
@@ -186,12 +182,12 @@ template <typename Real> __device__ void cast(Real *out, const float *x, size_t 
         rms_norm(out, x, weight, places, width, eps);                                                                  \
     }                                                                                                                  \
     extern "C" __global__ void rms_norm_back_##name(float *to_x, float *to_weight, const Real *to, const float *x,     \
-                                                    const float *weight, const unsigned *places, int rows, int width,  \
-                                                    float eps) {                                                       \
-        rms_norm_back(to_x, to_weight, to, x, weight, places, rows, width, eps);                                       \
+                                                    const float *weight, const unsigned *places, int rows,             \
+                                                    int per_block, int width, float eps) {                             \
+        rms_norm_back(to_x, to_weight, to, x, weight, places, rows, per_block, width, eps);                            \
     }                                                                                                                  \
-    extern "C" __global__ void sum_blocks_##name(float *parts, const Real *x, int rows, int width) {                   \
-        sum_blocks(parts, x, rows, width);                                                                             \
+    extern "C" __global__ void sum_blocks_##name(float *parts, const Real *x, int rows, int per_block, int width) {    \
+        sum_blocks(parts, x, rows, per_block, width);                                                                  \
     }                                                                                                                  \
     extern "C" __global__ void rotate_##name(Real *qkv, const float *bias, const int *index, const int *image,         \
                                              const float *cos, const float *sin, int columns, int turned, int heads,   \

@@ -115,12 +115,13 @@ __device__ int best_of(const float *scores, int width, float top, double *scratc
 
 // A block a row; logits are `[rows, width]`, under guidance `[2 rows, width]` with the unconditional ones behind, and are
 // used up.
-extern "C" __global__ void sample_rows(float *logits, int rows, int width, Shaping shaping, Draw draw) {
+extern "C" __global__ void __launch_bounds__(1024) sample_rows(float *logits, int rows, int width, Shaping shaping, Draw draw) {
     __shared__ float scratch[32];
     __shared__ double scratch_double[32];
     __shared__ int chosen;
     const int row = blockIdx.x, step = draw.step[0], warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const bool guided = shaping.guidance != 1.0f;
+    const size_t to = size_t(row) * draw.n_tokens + step;
     float *scores = logits + size_t(row) * width;
     if (guided) {
         const float *without = logits + size_t(rows + row) * width;
@@ -141,10 +142,14 @@ extern "C" __global__ void sample_rows(float *logits, int rows, int width, Shapi
     top = block_max(top, scratch);
     broken = block_max(broken ? 1.0f : 0.0f, scratch) > 0.0f;
     if (broken || top == INFINITY || top == -INFINITY) {
-        if (threadIdx.x == 0) draw.fault[0] = 1;
+        // What goes on reads ids and choices all the same, until the host is told.
+        if (threadIdx.x == 0) {
+            draw.fault[0] = 1;
+            draw.choices[to] = 0, draw.log_probs[to] = 0.0f, draw.ids[row] = draw.offset;
+            if (guided) draw.ids[rows + row] = draw.offset;
+        }
         return;
     }
-    const size_t to = size_t(row) * draw.n_tokens + step;
     float log_prob = 0.0f;
     if (shaping.greedy) {
         const int best = best_of(scores, width, top, scratch_double);
