@@ -141,7 +141,13 @@ fn add_in_place(a: &Tensor, b: &Tensor) -> Result<()> {
 /// In f64, in an order that depends on the number of values alone.
 fn sum_of_squares(values: &[f32]) -> f64 {
     let arch = Arch::new();
-    let blocks = values.par_chunks(BLOCK).map(|block| arch.dispatch(|| squares_of_block(block)));
+    let of_block = |block: &[f32]| {
+        arch.dispatch(
+            #[inline(always)]
+            || squares_of_block(block),
+        )
+    };
+    let blocks = values.par_chunks(BLOCK).map(of_block);
     blocks.collect::<Vec<f64>>().iter().sum()
 }
 

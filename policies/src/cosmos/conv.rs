@@ -163,7 +163,7 @@ impl Convolution {
         let parts =
             with_slice(x, |x| with_slice(dy, |dy| Ok(Images::new(x, (h, w, inputs), window).gradients(dy, outputs))))?;
         let mut sum = vec![0f32; weight.elem_count()]; // [ky, kx, I, O]
-        vector::vectorised(|| parts.iter().for_each(|part| vector::add(&mut sum, part)));
+        vector::vectorised!(parts.iter().for_each(|part| vector::add(&mut sum, part)));
         let mut gradient = vec![0f32; sum.len()]; // [O, I, ky, kx]
         for (output, gradient) in gradient.chunks_exact_mut(window.taps() * inputs).enumerate() {
             for (tap, sum) in sum.chunks_exact(inputs * outputs).enumerate() {
@@ -303,7 +303,7 @@ fn widened(values: &[f32], width: usize, more: usize) -> Vec<f32> {
 /// The sum over rows of `width` numbers.
 fn column_sums(values: &[f32], width: usize) -> Vec<f32> {
     let mut sums = vec![0f32; width];
-    vector::vectorised(|| values.chunks_exact(width).for_each(|row| vector::add(&mut sums, row)));
+    vector::vectorised!(values.chunks_exact(width).for_each(|row| vector::add(&mut sums, row)));
     sums
 }
 

@@ -230,7 +230,7 @@ impl HostEngine {
 
     fn norm_all(&self, weight: &[f32], x: &[f32], normed: &mut [f32]) {
         let eps = self.config.rms_norm_eps as f32;
-        vectorised(|| normalise_rows(x, weight, eps, normed));
+        vectorised!(normalise_rows(x, weight, eps, normed));
     }
 
     fn project(&self, layer: &HostLayer, x: &[f32], parts: &mut Parts<'_>) {
@@ -245,7 +245,7 @@ impl HostEngine {
         parts.gate_up.fill(0.0);
         add(&mut parts.strips, Product::of_rows(parts.normed, &layer.gate_up, parts.gate_up));
         let wide = self.config.intermediate_size;
-        vectorised(|| activate_rows(parts.gate_up, wide, parts.active));
+        vectorised!(activate_rows(parts.gate_up, wide, parts.active));
         add(&mut parts.strips, Product::of_rows(parts.active, &layer.down, x));
     }
 
@@ -261,7 +261,7 @@ impl HostEngine {
             for (offset, (qkv, attended)) in (0..run.as_ref().len()).zip(&mut tokens) {
                 let place = Place { index: cache.length + offset, image_start: cache.image_start };
                 let token = Token { layer, place, capacity, qkv, attended };
-                vectorised(|| self.attend(cache, token, &mut scores));
+                vectorised!(self.attend(cache, token, &mut scores));
             }
         }
         SCORES.set(scores);
@@ -302,7 +302,9 @@ impl HostEngine {
         let position = place.index;
         let (queries, rest) = qkv.split_at_mut(heads * d);
         let (keys, values) = rest.split_at_mut(kv_heads * d);
-        queries.chunks_exact_mut(d).chain(keys.chunks_exact_mut(d)).for_each(|head| self.rope.rotate(head, place));
+        for head in queries.chunks_exact_mut(d).chain(keys.chunks_exact_mut(d)) {
+            self.rope.rotate(head, place);
+        }
         let seen = position + 1;
         let scale = 1.0 / (d as f32).sqrt();
         for kv in 0..kv_heads {

@@ -91,7 +91,7 @@ impl CustomOp3 for LinearAdd {
         let block = super::ROW_BLOCK * n.max(1);
         out.par_chunks_mut(block).enumerate().for_each(|(index, rows)| {
             let addend = if addend.len() == n { addend } else { &addend[index * block..] };
-            vector::vectorised(|| add_to_block(rows, addend, n));
+            vector::vectorised!(add_to_block(rows, addend, n));
         });
         stored(out, shape)
     }

@@ -47,7 +47,7 @@ pub(crate) fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
     let partial: Vec<Vec<f32>> = values
         .par_chunks(ROW_BLOCK * width.max(1))
         .map(|block| {
-            vector::vectorised(|| {
+            vector::vectorised!({
                 let mut sum = vec![0.0; width];
                 block.chunks_exact(width).for_each(|row| vector::add(&mut sum, row));
                 sum
@@ -60,6 +60,6 @@ pub(crate) fn sum_rows(values: &[f32], width: usize) -> Vec<f32> {
 /// The sum of the blocks' parts, in their order.
 pub(crate) fn ordered_sum(partial: &[Vec<f32>], width: usize) -> Vec<f32> {
     let mut total = vec![0.0; width];
-    partial.iter().for_each(|part| vector::add(&mut total, part));
+    vector::vectorised!(partial.iter().for_each(|part| vector::add(&mut total, part)));
     total
 }

@@ -75,7 +75,7 @@ impl CustomOp2 for RmsNorm {
         let width = weight.len().max(1);
         let mut out = vec![0.0; values.len()];
         let blocks = out.par_chunks_mut(ROW_BLOCK * width).zip(values.par_chunks(ROW_BLOCK * width));
-        blocks.for_each(|(out, x)| vector::vectorised(|| normalise_rows(x, weight, self.eps, out)));
+        blocks.for_each(|(out, x)| vector::vectorised!(normalise_rows(x, weight, self.eps, out)));
         stored(out, x_l.shape())
     }
 
@@ -90,7 +90,7 @@ impl CustomOp2 for RmsNorm {
             .zip(grad.par_chunks(ROW_BLOCK * width))
             .map(|((to_x, x), grad)| {
                 let mut to_weight = vec![0.0; width];
-                vector::vectorised(|| unnormalise_rows(x, weight, self.eps, grad, (to_x, &mut to_weight)));
+                vector::vectorised!(unnormalise_rows(x, weight, self.eps, grad, (to_x, &mut to_weight)));
                 to_weight
             })
             .collect();

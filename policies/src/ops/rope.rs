@@ -129,6 +129,7 @@ impl Rope {
         }
     }
 
+    #[inline(always)]
     fn turn_in_plane(&self, head: &mut [f32], axes: (usize, usize), sign: f32) {
         let (low, high) = head.split_at_mut(self.half);
         for (frequency, (low, high)) in low.iter_mut().zip(high).enumerate() {

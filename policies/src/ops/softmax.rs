@@ -1,4 +1,4 @@
-//! The softmax of a line of attention scores, forward and backward, for loops under [`vector::vectorised`].
+//! The softmax of a line of attention scores, forward and backward, for loops under [`vector::vectorised!`].
 
 use super::vector;
 

@@ -62,7 +62,7 @@ impl CustomOp1 for SwiGlu {
         let mut out = vec![0.0; values.len() / 2];
         let block = ROW_BLOCK * width.max(1);
         out.par_chunks_mut(block).zip(values.par_chunks(2 * block)).for_each(|(out, values)| {
-            vector::vectorised(|| activate_rows(values, width, out));
+            vector::vectorised!(activate_rows(values, width, out));
         });
         shape.push(width);
         stored(out, shape)
@@ -76,7 +76,7 @@ impl CustomOp1 for SwiGlu {
         let block = ROW_BLOCK * width.max(1);
         let (mut out, mut active) = (values.to_vec(), grads.to_vec());
         out.par_chunks_mut(2 * block).zip(active.par_chunks_mut(block)).for_each(|(out, active)| {
-            vector::vectorised(|| unactivate_rows(out, width, active));
+            vector::vectorised!(unactivate_rows(out, width, active));
         });
         Ok(Some(tensor(out, gate_up.shape())?))
     }

@@ -1,19 +1,26 @@
 //! Row functions on slices: exponentials, sums and the softmax, vectorised by the compiler.
 //!
 //! Sums run over sixteen fixed lanes that are added in a fixed tree, so they do not depend on the machine's
-//! vector width. The functions are meant to be inlined into a loop under [`vectorised`]; none uses a fused
+//! vector width. The functions are meant to be inlined into a loop under [`vectorised!`]; none uses a fused
 //! multiply-add, which is a call into the library wherever that inlining does not happen.
-
-use pulp::Arch;
 
 /// Lanes of a sum.
 const LANES: usize = 16;
 
-/// Runs `work` compiled for the widest vectors of this machine.
-#[inline(always)]
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(work)
+/// An expression compiled for the widest vectors of this machine.
+///
+/// Only what is inlined is compiled for them. The attribute does that for the expression itself, which the compiler would
+/// leave alone if it is long; every function that it calls has to be `#[inline(always)]`, and a closure that is more than
+/// a line is better a loop.
+macro_rules! vectorised {
+    ($work:expr) => {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || $work,
+        )
+    };
 }
+pub(crate) use vectorised;
 
 /// `eˣ` within two units in the last place; 1.2e-38 below -87.3, where the true value is no normal number.
 ///

@@ -93,7 +93,7 @@ impl Pass<'_> {
                 active.fill(0.0);
                 multiply((to, hidden), down, active, (0, gated));
                 to_gate_up.copy_from_slice(gate_up);
-                vectorised(|| unactivate_rows(to_gate_up, gated, active));
+                vectorised!(unactivate_rows(to_gate_up, gated, active));
                 normed.fill(0.0);
                 for (panels, first) in gate_up_panels.iter().zip([0, gated]) {
                     multiply((&to_gate_up[first..], 2 * gated), panels, normed, (0, hidden));
@@ -112,7 +112,7 @@ impl Pass<'_> {
     /// made in place of the gradient by that.
     fn leave_norm(&self, x: &[f32], weight: &[f32], normed: &mut [f32], to_x: &mut [f32]) -> Vec<f32> {
         let mut part = vec![0.0; weight.len()];
-        vectorised(|| {
+        vectorised!({
             unnormalise_rows(x, weight, self.eps(), normed, (to_x, &mut part));
             normalise_rows(x, weight, self.eps(), normed);
         });
@@ -215,7 +215,7 @@ impl Pass<'_> {
         for (token, to) in at.iter().zip(to.chunks_exact(hidden)) {
             let place = token * hidden..(token + 1) * hidden;
             let written = (&mut to_x[place.clone()], &mut to_weight[..]);
-            vectorised(|| unnormalise_rows(&x[place], &weight, self.eps(), to, written));
+            vectorised!(unnormalise_rows(&x[place], &weight, self.eps(), to, written));
         }
         Ok((to_x, to_weight))
     }
@@ -223,7 +223,7 @@ impl Pass<'_> {
     /// Adds the gradients of embedded tokens, `[tokens, H]`, to that of the embedding.
     pub(in crate::decoder) fn add_embedded(to: &[f32], ids: &[u32], to_embedding: &mut [f32]) {
         let hidden = to.len() / ids.len().max(1);
-        vectorised(|| {
+        vectorised!({
             for (id, to) in ids.iter().zip(to.chunks_exact(hidden.max(1))) {
                 add(&mut to_embedding[*id as usize * hidden..][..hidden], to);
             }

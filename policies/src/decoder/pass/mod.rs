@@ -156,7 +156,7 @@ impl Pass<'_> {
         let blocks = made.qkv.par_chunks_mut(ROW_BLOCK * width).zip(x.par_chunks(ROW_BLOCK * widths.hidden));
         blocks.for_each(|(qkv, x)| {
             let mut normed = vec![0.0; x.len()];
-            vectorised(|| normalise_rows(x, &norm, self.eps(), &mut normed));
+            vectorised!(normalise_rows(x, &norm, self.eps(), &mut normed));
             qkv.chunks_exact_mut(width).for_each(|row| row.copy_from_slice(&bias));
             for (panels, first) in space.qkv.iter().zip(firsts) {
                 multiply((&normed, widths.hidden), panels, qkv, (first, width));
@@ -190,12 +190,12 @@ impl Pass<'_> {
             middle.copy_from_slice(x);
             multiply((attended, queries), &space.out, middle, (0, hidden));
             let (mut normed, mut active) = (vec![0.0; x.len()], vec![0.0; gate_up.len() / 2]);
-            vectorised(|| normalise_rows(middle, &norm, self.eps(), &mut normed));
+            vectorised!(normalise_rows(middle, &norm, self.eps(), &mut normed));
             gate_up.fill(0.0);
             for (panels, first) in space.gate_up.iter().zip([0, gated]) {
                 multiply((&normed, hidden), panels, gate_up, (first, 2 * gated));
             }
-            vectorised(|| activate_rows(gate_up, gated, &mut active));
+            vectorised!(activate_rows(gate_up, gated, &mut active));
             out.copy_from_slice(middle);
             multiply((&active, gated), &space.down, out, (0, hidden));
         });
@@ -210,7 +210,7 @@ impl Pass<'_> {
         let blocks = normed.par_chunks_mut(ROW_BLOCK * hidden).zip(at.par_chunks(ROW_BLOCK));
         blocks.for_each(|(normed, at)| {
             for (normed, token) in normed.chunks_exact_mut(hidden).zip(at) {
-                vectorised(|| normalise_rows(&x[token * hidden..][..hidden], &weight, self.eps(), normed));
+                vectorised!(normalise_rows(&x[token * hidden..][..hidden], &weight, self.eps(), normed));
             }
         });
         Ok(normed)

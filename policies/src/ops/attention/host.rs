@@ -54,8 +54,10 @@ impl Attention {
                 out_width,
             };
             let mut to = self.backward_group(&row, kv);
-            vector::vectorised(|| {
-                heads_mut(&mut to.q, group).for_each(|head| self.unrotate(head, row.projected.image_start));
+            vector::vectorised!({
+                for head in heads_mut(&mut to.q, group) {
+                    self.unrotate(head, row.projected.image_start);
+                }
                 self.unrotate(&mut to.k, row.projected.image_start);
             });
             to
@@ -85,13 +87,17 @@ impl Attention {
     #[inline(always)]
     fn rotate(&self, head: &mut [f32], image_start: usize) {
         let places = Place::of_row(image_start, head.len() / self.head_dim);
-        head.chunks_exact_mut(self.head_dim).zip(places).for_each(|(line, place)| self.rope.rotate(line, place));
+        for (line, place) in head.chunks_exact_mut(self.head_dim).zip(places) {
+            self.rope.rotate(line, place);
+        }
     }
 
     #[inline(always)]
     fn unrotate(&self, head: &mut [f32], image_start: usize) {
         let places = Place::of_row(image_start, head.len() / self.head_dim);
-        head.chunks_exact_mut(self.head_dim).zip(places).for_each(|(line, place)| self.rope.rotate_back(line, place));
+        for (line, place) in head.chunks_exact_mut(self.head_dim).zip(places) {
+            self.rope.rotate_back(line, place);
+        }
     }
 }
 
@@ -121,7 +127,7 @@ impl Attention {
             out.copy_from_slice(&line[head * d..][..d]);
         }
         if head < self.heads + self.kv_heads {
-            vector::vectorised(|| self.rotate(&mut out, row.image_start));
+            vector::vectorised!(self.rotate(&mut out, row.image_start));
         }
         out
     }
@@ -141,7 +147,7 @@ impl Attention {
                 let scores = &mut scores[..(end - first) * end];
                 self.scores(&queries[first * d..end * d], &keys, scores);
                 let log_sums = &mut log_sums[member * n + first..member * n + end];
-                vector::vectorised(|| attend_block(scores, first, log_sums));
+                vector::vectorised!(attend_block(scores, first, log_sums));
                 let left = Left::Rows { data: scores, stride: end, rows: end - first };
                 let out = &mut out[(member * n + first) * d..(member * n + end) * d];
                 Product { left, right: &values, depth: end, columns: d, out, out_stride: d }.add();
@@ -158,7 +164,7 @@ impl Attention {
         let left = Left::Rows { data: queries, stride: d, rows };
         Product { left, right: keys, depth: d, columns, out: scores, out_stride: columns }.add();
         let scale = self.scale();
-        vector::vectorised(|| scores.iter_mut().for_each(|score| *score *= scale));
+        vector::vectorised!(scores.iter_mut().for_each(|score| *score *= scale));
     }
 
     /// Gradients of one key-value head's group: queries `[group · n, d]`, keys and values `[n, d]`.
@@ -197,7 +203,7 @@ impl Attention {
         self.scores(queries, &shared.keys, &mut weights);
         let left = Left::Rows { data: grad, stride: d, rows };
         Product { left, right: &shared.values, depth: d, columns: end, out: &mut to_scores, out_stride: end }.add();
-        vector::vectorised(|| {
+        vector::vectorised!({
             let lines = weights.chunks_exact_mut(end).zip(to_scores.chunks_exact_mut(end));
             for (position, (weights, to_scores)) in block.clone().zip(lines) {
                 let place = position * d..(position + 1) * d;

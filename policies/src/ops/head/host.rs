@@ -81,7 +81,7 @@ impl<'a> Operands<'a> {
                     groups.map(|((group, head), to_head)| part(group, head, Some(to_head))).collect()
                 }
             };
-            vectorised(|| parts.iter().for_each(|part| add(to_hidden, part)));
+            vectorised!(parts.iter().for_each(|part| add(to_hidden, part)));
         }
         to_hidden
     }
@@ -114,7 +114,7 @@ impl<'a> Operands<'a> {
         for (block, head) in head.chunks(BLOCK * self.width).enumerate() {
             self.logits(head, panels, &mut logits);
             let first = first + block * BLOCK;
-            vectorised(|| sums.add_block(&mut logits, self.sharpness));
+            vectorised!(sums.add_block(&mut logits, self.sharpness));
             sums.note_targets(&logits, first, self.targets);
         }
         LOGITS.set(logits);
@@ -129,7 +129,7 @@ impl<'a> Operands<'a> {
         for (block, head) in head.chunks(BLOCK * width).enumerate() {
             self.logits(head, seen.lines, &mut logits);
             let rows = head.len() / width;
-            vectorised(|| to_logits(&mut logits, seen.rows, self.sharpness));
+            vectorised!(to_logits(&mut logits, seen.rows, self.sharpness));
             let lines = lines_of(self.targets, seen.first + block * BLOCK, rows);
             lines.for_each(|(token, line)| {
                 logits[line * tokens + token] += seen.rows[token].by_log_prob * self.sharpness;

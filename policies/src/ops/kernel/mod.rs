@@ -132,7 +132,7 @@ impl<'a> Product<'a> {
         let lines = self.out.par_chunks_mut(self.out_stride.max(1)).enumerate();
         lines.with_min_len(TOGETHER.div_ceil(self.columns.max(1))).for_each(|(row, out)| {
             for (out, made) in out[..self.columns].chunks_mut(strip).zip(made.chunks(part)) {
-                vectorised(|| vector::add(out, &made[row * strip..]));
+                vectorised!(vector::add(out, &made[row * strip..]));
             }
         });
         TILES.set(tiles);
