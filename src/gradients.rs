@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Shape, Tensor};
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::host::{edit, host, is_host_f32};
@@ -141,24 +141,25 @@ fn add_in_place(a: &Tensor, b: &Tensor) -> Result<()> {
 /// In f64, in an order that depends on the number of values alone.
 fn sum_of_squares(values: &[f32]) -> f64 {
     let arch = Arch::new();
-    let of_block = |block: &[f32]| {
-        arch.dispatch(
-            #[inline(always)]
-            || squares_of_block(block),
-        )
-    };
-    let blocks = values.par_chunks(BLOCK).map(of_block);
+    let blocks = values.par_chunks(BLOCK).map(|block| arch.dispatch(Squares(block)));
     blocks.collect::<Vec<f64>>().iter().sum()
 }
 
-#[inline(always)]
-fn squares_of_block(block: &[f32]) -> f64 {
-    let mut lanes = [0.0; 32];
-    let (parts, rest) = block.as_chunks::<32>();
-    for part in parts {
-        for (lane, x) in lanes.iter_mut().zip(part) {
-            *lane += f64::from(*x) * f64::from(*x);
+/// The sum of the squares of a block. (A closure that calls a function would not be compiled for the wide vectors.)
+struct Squares<'a>(&'a [f32]);
+
+impl WithSimd for Squares<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let mut lanes = [0.0; 32];
+        let (parts, rest) = self.0.as_chunks::<32>();
+        for part in parts {
+            for lane in 0..32 {
+                lanes[lane] += f64::from(part[lane]) * f64::from(part[lane]);
+            }
         }
+        lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
     }
-    lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
 }

@@ -113,10 +113,7 @@ impl StepNumbers {
         // Roots and quotients of four numbers at a time would take longer than the memory.
         let arch = Arch::new();
         blocks.for_each(|((param, gradient), (first, second))| {
-            arch.dispatch(
-                #[inline(always)]
-                || self.pass_block(param, first, second, gradient),
-            );
+            arch.dispatch(|| self.pass_block(param, first, second, gradient));
         });
         Ok(())
     }

@@ -315,14 +315,14 @@ impl HostEngine {
             }
             all_values[position * d..][..d].copy_from_slice(&values[kv * d..][..d]);
             for member in kv * group..(kv + 1) * group {
-                let scores = &mut scores[..seen];
+                let scores = &mut scores[..vector::whole(seen, capacity)];
                 scores.fill(0.0);
                 vector::add_weighted(scores, &queries[member * d..][..d], all_keys, capacity);
                 scores.iter_mut().for_each(|score| *score *= scale);
-                let (_, sum) = vector::exp_shifted(scores);
+                let (_, sum) = vector::exp_shifted(scores, seen);
                 let out = &mut attended[member * d..][..d];
                 out.fill(0.0);
-                vector::add_weighted(out, scores, all_values, d);
+                vector::add_weighted(out, &scores[..seen], all_values, d);
                 let norm = 1.0 / sum;
                 out.iter_mut().for_each(|value| *value *= norm);
             }

@@ -5,11 +5,9 @@ use super::vector;
 /// Turns the first `real` scores into weights that sum to one and the rest to zero; gives the log-sum-exp.
 #[inline(always)]
 pub(super) fn attend(scores: &mut [f32], real: usize) -> f32 {
-    let (seen, unseen) = scores.split_at_mut(real);
-    unseen.fill(0.0);
-    let (top, sum) = vector::exp_shifted(seen);
+    let (top, sum) = vector::exp_shifted(scores, real);
     let scale = 1.0 / sum;
-    seen.iter_mut().for_each(|score| *score *= scale);
+    scores[..real].iter_mut().for_each(|score| *score *= scale);
     top + sum.ln()
 }
 
@@ -25,11 +23,12 @@ pub(super) fn attend_block(scores: &mut [f32], first: usize, log_sums: &mut [f32
 /// Turns scores into weights by their known log-sum-exp.
 #[inline(always)]
 pub(super) fn unattend(scores: &mut [f32], to_scores: &mut [f32], real: usize, log_sum: f32) {
-    scores[real..].fill(0.0);
-    to_scores[real..].fill(0.0);
-    for score in &mut scores[..real] {
+    let seen = vector::whole(real, scores.len());
+    for score in &mut scores[..seen] {
         *score = vector::exp(*score - log_sum);
     }
+    scores[real..].fill(0.0);
+    to_scores[real..].fill(0.0);
 }
 
 /// The softmax's backward: `weight · (grad - pull) · scale` in place of `grad`.

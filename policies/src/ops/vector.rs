@@ -9,18 +9,26 @@ const LANES: usize = 16;
 
 /// An expression compiled for the widest vectors of this machine.
 ///
-/// Only what is inlined is compiled for them. The attribute does that for the expression itself, which the compiler would
-/// leave alone if it is long; every function that it calls has to be `#[inline(always)]`, and a closure that is more than
-/// a line is better a loop.
+/// Only what is inlined is compiled for them, and the compiler leaves alone what is long. Of the expression itself the
+/// macro sees to that; every function that it calls has to be `#[inline(always)]`, and a closure of more than a line is
+/// better a loop.
 macro_rules! vectorised {
-    ($work:expr) => {
+    ($work:expr) => {{
+        let once = $crate::ops::vector::Once;
         pulp::Arch::new().dispatch(
             #[inline(always)]
-            || $work,
+            || {
+                let _moved = once;
+                $work
+            },
         )
-    };
+    }};
 }
 pub(crate) use vectorised;
+
+/// A closure that moves it can be called only once. Others would be called through a function that the compiler makes
+/// for calling them as if they could, which no attribute inlines.
+pub(crate) struct Once;
 
 /// `eˣ` within two units in the last place; 1.2e-38 below -87.3, where the true value is no normal number.
 ///
@@ -107,14 +115,23 @@ pub(crate) fn max(a: &[f32]) -> f32 {
     tree(best, |x, y| if x > y { x } else { y })
 }
 
-/// Replaces scores by `e^(score - max)`; gives the maximum and the sum of the results.
+/// Numbers that are worked on where the first `real` of `n` count: whole vectors, for the last few would take longer alone.
 #[inline(always)]
-pub(crate) fn exp_shifted(scores: &mut [f32]) -> (f32, f32) {
-    let top = max(scores);
-    for score in scores.iter_mut() {
+pub(crate) fn whole(real: usize, n: usize) -> usize {
+    real.next_multiple_of(LANES).min(n)
+}
+
+/// Replaces the first `real` scores by `e^(score - max)` and the others by zero; gives the maximum and the sum.
+#[inline(always)]
+pub(crate) fn exp_shifted(scores: &mut [f32], real: usize) -> (f32, f32) {
+    scores[real..].fill(f32::NEG_INFINITY);
+    let seen = whole(real, scores.len());
+    let top = max(&scores[..seen]);
+    for score in &mut scores[..seen] {
         *score = exp(*score - top);
     }
-    (top, sum(scores))
+    scores[real..].fill(0.0);
+    (top, sum(&scores[..seen]))
 }
 
 /// `out += Σ weight · line`, the lines of `matrix` lying `stride` apart; each element adds in line order.
