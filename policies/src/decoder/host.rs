@@ -15,7 +15,7 @@ use super::cache::RowCache;
 use super::tile::{DecodeBuffers, Memory, Tile};
 use super::weights::Layer;
 use super::{Decoder, DecoderConfig};
-use crate::ops::kernel::{Panels, Product};
+use crate::ops::kernel::{Onto, Panels, Product};
 use crate::ops::rms_norm::normalise_rows;
 use crate::ops::rope::{NO_IMAGE, Place, Rope};
 use crate::ops::swiglu::activate_rows;
@@ -173,15 +173,11 @@ impl HostEngine {
         let rows = hidden.len() / width;
         logits.resize(rows * n, 0.0);
         if self.by_columns(rows) {
-            logits.par_chunks_mut(n.max(1)).for_each(|row| row.fill(0.0));
-            return Product::of_rows(hidden, &self.head, logits).add_by_columns(strips);
+            return Product::of_rows(hidden, &self.head, logits).by_columns(Onto::Zero, strips);
         }
         let tile = tile_rows(rows);
         let tasks = logits.par_chunks_mut((tile * n).max(1)).zip(hidden.par_chunks(tile * width));
-        tasks.for_each(|(out, hidden)| {
-            out.fill(0.0);
-            Product::of_rows(hidden, &self.head, out).add();
-        });
+        tasks.for_each(|(out, hidden)| Product::of_rows(hidden, &self.head, out).compute(Onto::Zero));
     }
 
     /// Reads each row's run of ids and writes the hidden states after every one of them.
@@ -236,17 +232,16 @@ impl HostEngine {
     fn project(&self, layer: &HostLayer, x: &[f32], parts: &mut Parts<'_>) {
         self.norm_all(&layer.input_norm, x, parts.normed);
         parts.qkv.chunks_exact_mut(layer.qkv_bias.len()).for_each(|row| row.copy_from_slice(&layer.qkv_bias));
-        add(&mut parts.strips, Product::of_rows(parts.normed, &layer.qkv, parts.qkv));
+        compute(&mut parts.strips, Onto::Out, Product::of_rows(parts.normed, &layer.qkv, parts.qkv));
     }
 
     fn finish_layer(&self, layer: &HostLayer, x: &mut [f32], parts: &mut Parts<'_>) {
-        add(&mut parts.strips, Product::of_rows(parts.attended, &layer.out, x));
+        compute(&mut parts.strips, Onto::Out, Product::of_rows(parts.attended, &layer.out, x));
         self.norm_all(&layer.post_norm, x, parts.normed);
-        parts.gate_up.fill(0.0);
-        add(&mut parts.strips, Product::of_rows(parts.normed, &layer.gate_up, parts.gate_up));
+        compute(&mut parts.strips, Onto::Zero, Product::of_rows(parts.normed, &layer.gate_up, parts.gate_up));
         let wide = self.config.intermediate_size;
         vectorised!(activate_rows(parts.gate_up, wide, parts.active));
-        add(&mut parts.strips, Product::of_rows(parts.active, &layer.down, x));
+        compute(&mut parts.strips, Onto::Out, Product::of_rows(parts.active, &layer.down, x));
     }
 
     /// Attends within each row, from queries, keys and values.
@@ -268,11 +263,11 @@ impl HostEngine {
     }
 }
 
-/// Adds a product, by columns where there is memory for it.
-fn add(strips: &mut Option<&mut Vec<f32>>, product: Product<'_>) {
+/// Computes a product, by columns where there is memory for it.
+fn compute(strips: &mut Option<&mut Vec<f32>>, onto: Onto, product: Product<'_>) {
     match strips {
-        Some(strips) => product.add_by_columns(strips),
-        None => product.add(),
+        Some(strips) => product.by_columns(onto, strips),
+        None => product.compute(onto),
     }
 }
 

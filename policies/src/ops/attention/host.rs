@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Attention;
-use crate::ops::kernel::{Left, Panels, Product};
+use crate::ops::kernel::{Left, Onto, Panels, Product};
 use crate::ops::rope::Place;
 use crate::ops::softmax::{attend_block, scale_shifted, unattend};
 use crate::ops::vector;
@@ -160,9 +160,8 @@ impl Attention {
     fn scores(&self, queries: &[f32], keys: &Panels, scores: &mut [f32]) {
         let (d, rows) = (self.head_dim, queries.len() / self.head_dim);
         let columns = scores.len() / rows;
-        scores.fill(0.0);
         let left = Left::Rows { data: queries, stride: d, rows };
-        Product { left, right: keys, depth: d, columns, out: scores, out_stride: columns }.add();
+        Product { left, right: keys, depth: d, columns, out: scores, out_stride: columns }.compute(Onto::Zero);
         let scale = self.scale();
         vector::vectorised!(scores.iter_mut().for_each(|score| *score *= scale));
     }

@@ -15,7 +15,7 @@ use std::cell::Cell;
 use rayon::prelude::*;
 
 use super::RowGradient;
-use crate::ops::kernel::{Left, Panels, Product};
+use crate::ops::kernel::{Left, Onto, Panels, Product};
 use crate::ops::vector::{self, add, vectorised};
 
 /// Rows of the head whose logits exist at one time in a thread.
@@ -101,10 +101,11 @@ impl<'a> Operands<'a> {
     /// Scaled logits of a block of the head's rows, `[rows, tokens]`.
     fn logits(&self, head: &[f32], panels: &Panels, logits: &mut Vec<f32>) {
         let (rows, tokens) = (head.len() / self.width, self.targets.len());
-        logits.clear();
         logits.resize(rows * tokens, 0.0);
         let left = Left::Rows { data: head, stride: self.width, rows };
-        Product { left, right: panels, depth: self.width, columns: tokens, out: logits, out_stride: tokens }.add();
+        let product =
+            Product { left, right: panels, depth: self.width, columns: tokens, out: logits, out_stride: tokens };
+        product.compute(Onto::Zero);
     }
 
     /// The sums over a group of the head's rows, the first of which is row `first` of the slice.

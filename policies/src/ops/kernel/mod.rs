@@ -86,7 +86,7 @@ fn copy_lines<const N: usize>(data: &[f32], stride: usize, tile: &mut [f32]) {
     }
 }
 
-/// `out += left · right` over the first `depth` terms and the first `columns` columns.
+/// `left · right` over the first `depth` terms and the first `columns` columns, in the place of `out` or added to it.
 pub(crate) struct Product<'a> {
     pub(crate) left: Left<'a>,
     pub(crate) right: &'a Panels,
@@ -105,14 +105,19 @@ impl<'a> Product<'a> {
         Self { left: Left::Rows { data: x, stride: k, rows }, right, depth: k, columns: n, out, out_stride: n }
     }
 
-    /// Computes it on this thread.
+    /// Adds it to `out`, on this thread.
     pub(crate) fn add(self) {
-        Arch::new().dispatch(self);
+        self.compute(Onto::Out);
+    }
+
+    /// Computes it on this thread.
+    pub(crate) fn compute(self, onto: Onto) {
+        Arch::new().dispatch(Compute { product: self, onto });
     }
 
     /// Computes it on all threads, each taking some of the columns: for few rows and a right operand that is read once
     /// from memory. `strips` is memory for what they make.
-    pub(crate) fn add_by_columns(self, strips: &mut Vec<f32>) {
+    pub(crate) fn by_columns(self, onto: Onto, strips: &mut Vec<f32>) {
         let (rows, width) = (self.left.rows(), self.right.width);
         let mut tiles = TILES.take();
         let height = Arch::new().dispatch(Pack { left: self.left, depth: self.depth, tiles: &mut tiles });
@@ -123,34 +128,51 @@ impl<'a> Product<'a> {
         strips.resize(strips.len().max(n), 0.0);
         let (packed, right, depth) = (&tiles[..rows * self.depth], self.right, self.depth);
         strips[..n].par_chunks_mut(part).enumerate().for_each(|(index, out)| {
-            out.fill(0.0);
             let columns = strip.min(self.columns - index * strip);
-            let first_panel = index * strip / width;
-            Sweep { tiles: packed, height, depth, right, first_panel, columns, out, out_stride: strip }.run();
+            let (first_panel, out_stride, onto) = (index * strip / width, strip, Onto::Zero);
+            Sweep { tiles: packed, height, depth, right, first_panel, columns, out, out_stride, onto }.run();
         });
         let made = &strips[..n];
         let lines = self.out.par_chunks_mut(self.out_stride.max(1)).enumerate();
         lines.with_min_len(TOGETHER.div_ceil(self.columns.max(1))).for_each(|(row, out)| {
             for (out, made) in out[..self.columns].chunks_mut(strip).zip(made.chunks(part)) {
-                vectorised!(vector::add(out, &made[row * strip..]));
+                let made = &made[row * strip..];
+                match onto {
+                    Onto::Zero => out.copy_from_slice(&made[..out.len()]),
+                    Onto::Out => vectorised!(vector::add(out, made)),
+                }
             }
         });
         TILES.set(tiles);
     }
 }
 
-impl WithSimd for Product<'_> {
+/// What a product is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Onto {
+    /// Nothing: what `out` held is lost.
+    Zero,
+    Out,
+}
+
+/// All of a product on one thread.
+struct Compute<'a> {
+    product: Product<'a>,
+    onto: Onto,
+}
+
+impl WithSimd for Compute<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         // Taken and not borrowed: a closure would not be compiled for the wide vectors.
         let mut tiles = TILES.take();
-        let (rows, depth) = (self.left.rows(), self.depth);
-        let height = Pack { left: self.left, depth, tiles: &mut tiles }.with_simd(simd);
-        let Self { right, columns, out, out_stride, .. } = self;
+        let Self { product: Product { left, right, depth, columns, out, out_stride }, onto } = self;
+        let rows = left.rows();
+        let height = Pack { left, depth, tiles: &mut tiles }.with_simd(simd);
         let packed = &tiles[..rows * depth];
-        Sweep { tiles: packed, height, depth, right, first_panel: 0, columns, out, out_stride }.with_simd(simd);
+        Sweep { tiles: packed, height, depth, right, first_panel: 0, columns, out, out_stride, onto }.with_simd(simd);
         TILES.set(tiles);
     }
 }
@@ -199,6 +221,7 @@ struct Sweep<'a> {
     columns: usize,
     out: &'a mut [f32],
     out_stride: usize,
+    onto: Onto,
 }
 
 impl Sweep<'_> {
@@ -213,6 +236,10 @@ impl WithSimd for Sweep<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let tiles = self.tiles;
+        if tiles.is_empty() && self.onto == Onto::Zero {
+            // Of no terms: no tile writes the sums, which are zeros.
+            self.out.chunks_mut(self.out_stride.max(1)).for_each(|row| row[..self.columns].fill(0.0));
+        }
         let panels = self.columns.div_ceil(self.right.width);
         let group = (GROUP / (self.right.width * self.depth).max(1)).max(1);
         for first in (0..panels).step_by(group) {
@@ -263,22 +290,23 @@ impl Sweep<'_> {
         let columns = width.min(self.columns - first);
         for (r, sum) in sums.iter().enumerate() {
             let out = &mut self.out[(row + r) * self.out_stride + first..][..columns];
-            if columns == width { add_whole(simd, out, sum) } else { add_part(simd, out, sum) }
+            if columns == width { add_whole(simd, self.onto, out, sum) } else { add_part(simd, self.onto, out, sum) }
         }
     }
 }
 
 #[inline(always)]
-fn add_whole<S: Simd>(simd: S, out: &mut [f32], sum: &[S::f32s; VECTORS]) {
+fn add_whole<S: Simd>(simd: S, onto: Onto, out: &mut [f32], sum: &[S::f32s; VECTORS]) {
     for (slot, value) in S::as_mut_simd_f32s(out).0.iter_mut().zip(sum) {
-        *slot = simd.add_f32s(*slot, *value);
+        let old = if onto == Onto::Zero { simd.splat_f32s(0.0) } else { *slot };
+        *slot = simd.add_f32s(old, *value);
     }
 }
 
 #[inline(always)]
-fn add_part<S: Simd>(simd: S, out: &mut [f32], sum: &[S::f32s; VECTORS]) {
+fn add_part<S: Simd>(simd: S, onto: Onto, out: &mut [f32], sum: &[S::f32s; VECTORS]) {
     for (part, value) in out.chunks_mut(S::F32_LANES).zip(sum) {
-        let old = simd.partial_load_f32s(part);
+        let old = if onto == Onto::Zero { simd.splat_f32s(0.0) } else { simd.partial_load_f32s(part) };
         simd.partial_store_f32s(part, simd.add_f32s(old, *value));
     }
 }
@@ -342,10 +370,16 @@ mod tests {
         for (m, k, n) in [(1, 70, 300), (3, 5, 7), (17, 33, 65), (0, 3, 3), (2, 0, 4)] {
             let (a, b) = (normals(1, m * k), normals(2, k * n));
             let right = Panels::of_matrix(&b, k, n);
-            let [mut alone, mut shared] = [vec![1.0; m * n], vec![1.0; m * n]];
-            Product::of_rows(&a, &right, &mut alone).add();
-            with_threads(3, || Product::of_rows(&a, &right, &mut shared).add_by_columns(&mut vec![7.0; 9]));
-            assert!(alone.iter().zip(&shared).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} {k} {n}");
+            for onto in [Onto::Zero, Onto::Out] {
+                let old = if onto == Onto::Zero { 0.0 } else { 1.0 };
+                let (mut alone, mut own, mut shared) = (vec![old; m * n], vec![1.0; m * n], vec![1.0; m * n]);
+                Product::of_rows(&a, &right, &mut alone).add();
+                Product::of_rows(&a, &right, &mut own).compute(onto);
+                with_threads(3, || Product::of_rows(&a, &right, &mut shared).by_columns(onto, &mut vec![7.0; 9]));
+                for made in [own, shared] {
+                    assert!(alone.iter().zip(&made).all(|(x, y)| x.to_bits() == y.to_bits()), "{m} {k} {n}");
+                }
+            }
         }
     }
 
