@@ -3,10 +3,9 @@
 use std::cell::Cell;
 
 use grpo::{Error, Result};
-use pulp::{Arch, Simd, WithSimd};
 
 use super::Shaping;
-use crate::ops::vector;
+use crate::ops::vector::{self, vectorised};
 
 /// Choices whose weights are summed together, in f32; the sums of blocks are added in f64.
 const BLOCK: usize = 256;
@@ -46,13 +45,13 @@ impl Distribution {
         self.sums.resize(n.div_ceil(BLOCK), 0.0);
         // A division can make logits equal, and the first of equal ones is the greedy choice.
         let temperature = if shaping.greedy { 1.0 } else { shaping.temperature };
-        self.top = Arch::new().dispatch(Write { unshaped, temperature, scores: &mut self.scores });
+        self.top = vectorised!(write(unshaped, temperature, &mut self.scores));
         if shaping.greedy {
             self.top = keep_first(&mut self.scores, self.top);
         } else if shaping.truncates() {
             truncate(&mut self.scores, self.top, shaping);
         }
-        Arch::new().dispatch(BlockSums { scores: &self.scores, top: self.top, sums: &mut self.sums });
+        vectorised!(sum_blocks(&self.scores, self.top, &mut self.sums));
         self.normaliser = f64::from(self.top) + total(&self.sums).ln();
     }
 
@@ -109,8 +108,7 @@ impl Distribution {
     }
 }
 
-/// Where scores come from. (What follows is dispatched as structs, since a closure so long would not be compiled for the
-/// wide vectors.)
+/// Where scores come from.
 #[derive(Clone, Copy)]
 enum Unshaped<'a> {
     Plain(&'a [f32]),
@@ -145,61 +143,24 @@ impl Unshaped<'_> {
 }
 
 /// Writes scores and divides and measures each block while it is near; gives the greatest.
-struct Write<'a> {
-    unshaped: Unshaped<'a>,
-    temperature: f32,
-    scores: &'a mut [f32],
-}
-
-impl WithSimd for Write<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> f32 {
-        let mut top = f32::NEG_INFINITY;
-        for (index, block) in self.scores.chunks_mut(BLOCK).enumerate() {
-            self.unshaped.write(index * BLOCK, block);
-            for score in block.iter_mut() {
-                *score /= self.temperature;
-            }
-            top = greater(top, vector::max(block));
+#[inline(always)]
+fn write(unshaped: Unshaped<'_>, temperature: f32, scores: &mut [f32]) -> f32 {
+    let mut top = f32::NEG_INFINITY;
+    for (index, block) in scores.chunks_mut(BLOCK).enumerate() {
+        unshaped.write(index * BLOCK, block);
+        for score in block.iter_mut() {
+            *score /= temperature;
         }
-        top
+        top = greater(top, vector::max(block));
     }
+    top
 }
 
 /// The sum of `e^(score − top)` of each block of scores.
-struct BlockSums<'a> {
-    scores: &'a [f32],
-    top: f32,
-    sums: &'a mut [f32],
-}
-
-impl WithSimd for BlockSums<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for (sum, block) in self.sums.iter_mut().zip(self.scores.chunks(BLOCK)) {
-            *sum = block_sum(block, self.top);
-        }
-    }
-}
-
-/// The logarithm of the sum of exponentials.
-struct LogSumExp<'a>(&'a [f32]);
-
-impl WithSimd for LogSumExp<'_> {
-    type Output = f64;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> f64 {
-        let top = vector::max(self.0);
-        let mut sum = 0.0;
-        for block in self.0.chunks(BLOCK) {
-            sum += f64::from(block_sum(block, top));
-        }
-        f64::from(top) + sum.ln()
+#[inline(always)]
+fn sum_blocks(scores: &[f32], top: f32, sums: &mut [f32]) {
+    for (sum, block) in sums.iter_mut().zip(scores.chunks(BLOCK)) {
+        *sum = block_sum(block, top);
     }
 }
 
@@ -257,8 +218,16 @@ fn nucleus(scores: &[f32], top_p: f32) -> usize {
     reaches.map_or(scores.len(), |last| last + 1)
 }
 
+/// The logarithm of the sum of exponentials.
 fn log_sum_exp(scores: &[f32]) -> f64 {
-    Arch::new().dispatch(LogSumExp(scores))
+    vectorised!({
+        let top = vector::max(scores);
+        let mut sum = 0.0;
+        for block in scores.chunks(BLOCK) {
+            sum += f64::from(block_sum(block, top));
+        }
+        f64::from(top) + sum.ln()
+    })
 }
 
 /// The sum of `e^(score − top)` of a block of scores.
