@@ -167,3 +167,17 @@ fn check_ratio(sampled: &[f32], replayed: &[f32], tolerance: f32) -> Result<()> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::check_ratio;
+
+    #[test]
+    fn a_law_that_is_a_little_off_shows_in_the_mean() {
+        let check =
+            |n: usize, off: f32| check_ratio(&vec![-1.0; n], &vec![off - 1.0; n], 1e-2).map_err(|e| e.to_string());
+        assert!(check(16, 0.005).unwrap_err().contains("differ by 0.0050 in the mean over 16 choices"));
+        assert!(check(16, 0.0005).is_ok() && check(15, 0.005).is_ok());
+        assert!(check(1, 0.02).unwrap_err().contains("the first ratio is 1.0202"));
+    }
+}

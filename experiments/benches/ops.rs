@@ -3,8 +3,8 @@
 //! `cargo bench -p grpo-experiments --bench ops -- [miniature|half]... [OPERATION]... [--device cuda:0] [--log]` races all
 //! shapes and operations, or those that are named: forward, and forward and backward through candle's graph with a gradient
 //! of ones. (Policies on the CPU run the same loops without the graph: bench decoder measures that.) Both sides are processes
-//! of their own, laps in turns, and their peak memory shows what a graph keeps. On a GPU, which has no operations of ours
-//! yet, both are the composition.
+//! of their own, laps in turns, and their peak memory shows what a graph keeps. On a GPU both
+//! are the composition: our kernels there are parts of whole passes, which bench card times.
 //!
 //! The stock side is each operation's `composite`, the oracle of its test; for `linear` a product and a sum; for `adamw` the
 //! lines of candle-nn's, after the norm by tensors that ours takes as well. `ratio` is the stock time over ours, the median

@@ -202,18 +202,7 @@ fn drawn(policy: &SimpleAr, law: &Law, rows: &[usize]) -> Vec<Drawn> {
     let owners = [0, 0, 1, 2, 2];
     let request = |row: &usize| Request { prompt: &prompts[owners[*row]], seed: Seed::new(7).fold(*row as u64) };
     let requests: Vec<Request<'_>> = rows.iter().map(request).collect();
-    policy.shallow_with_law(law).draw(&requests).unwrap()
-}
-
-/// The same policy under another law.
-trait WithLaw {
-    fn shallow_with_law(&self, law: &Law) -> SimpleAr;
-}
-
-impl WithLaw for SimpleAr {
-    fn shallow_with_law(&self, law: &Law) -> SimpleAr {
-        self.detached().unwrap().with_law(law.clone()).unwrap()
-    }
+    policy.detached().unwrap().with_law(law.clone()).unwrap().draw(&requests).unwrap()
 }
 
 fn laws() -> Vec<Law> {

@@ -74,9 +74,7 @@ impl Pretrain {
 fn from_scratch(sizes: DecoderSizes, cosmos: Cosmos, grid: Grid, seed: Seed) -> Outcome<SimpleAr> {
     let text = TextTokenizer::of_words(shapes::vocabulary())?;
     let sizes = sizes.with_vocabulary(text.n_ids() as usize + cosmos.n_codes() as usize);
-    let decoder = Decoder::init(sizes, seed.named("decoder"))?;
-    let tensors = parts::on_device(decoder.tensors(), cosmos.device())?;
-    let decoder = Decoder::from_tensors(decoder.config().clone(), tensors, true)?;
+    let decoder = Decoder::init(sizes, seed.named("decoder"))?.on_device(cosmos.device())?;
     Ok(SimpleAr::new(decoder, Arc::new(cosmos), Arc::new(text), grid)?)
 }
 

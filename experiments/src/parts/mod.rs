@@ -2,11 +2,10 @@
 
 mod rewards;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use grpo::{GroupSampler, OverlappedSampler, Prompt, RewardSet, Rollout, TrainConfig};
 use grpo_policies::simplear::{SimpleAr, Stage};
 use grpo_rewards::geneval::Metadata;
@@ -62,12 +61,6 @@ pub fn policy(source: PolicySource, folder: Option<&Path>, device: &Device) -> O
         tell(&format!("warning: {warning}"));
     }
     Ok(policy)
-}
-
-/// The same tensors on another device.
-pub fn on_device(tensors: BTreeMap<String, Tensor>, device: &Device) -> Outcome<BTreeMap<String, Tensor>> {
-    let moved = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?)));
-    Ok(moved.collect::<grpo::Result<_>>()?)
 }
 
 /// The rollout that a configuration asks for.

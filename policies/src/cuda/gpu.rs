@@ -179,12 +179,15 @@ impl Gpu {
     /// Lets the driver keep what is freed, rather than give it back whenever the host waits.
     pub(super) fn keep_freed_memory(&self) -> Result<()> {
         let mut most = u64::MAX;
-        // SAFETY: the context is current, and the attribute is a u64.
-        unsafe {
-            let pool = result::device::get_default_mem_pool(self.stream.context().cu_device()).map_err(wrapped)?;
-            let which = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            result::mem_pool::set_attribute(pool, which, (&raw mut most).cast()).map_err(wrapped)
-        }
+        let which = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the attribute is a u64.
+        unsafe { result::mem_pool::set_attribute(self.pool()?, which, (&raw mut most).cast()) }.map_err(wrapped)
+    }
+
+    /// The driver's memory of this device.
+    fn pool(&self) -> Result<sys::CUmemoryPool> {
+        // SAFETY: the device is the context's own.
+        unsafe { result::device::get_default_mem_pool(self.stream.context().cu_device()) }.map_err(wrapped)
     }
 
     /// Bytes that can still be had, those that the driver keeps for us among them.
@@ -195,10 +198,8 @@ impl Gpu {
         let attribute = |which| {
             let mut bytes = 0u64;
             // SAFETY: as in keep_freed_memory.
-            unsafe {
-                let pool = result::device::get_default_mem_pool(self.stream.context().cu_device()).map_err(wrapped)?;
-                result::mem_pool::get_attribute(pool, which, (&raw mut bytes).cast()).map_err(wrapped)?;
-            }
+            unsafe { result::mem_pool::get_attribute(self.pool()?, which, (&raw mut bytes).cast()) }
+                .map_err(wrapped)?;
             Ok::<_, Error>(bytes as usize)
         };
         let kept = attribute(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;

@@ -6,6 +6,8 @@ use candle_core::{Result, Tensor};
 
 use super::gpu::{Buffer, Extent, Gpu, Kind};
 use super::products::Matrix;
+use super::weights::side_by_side;
+use crate::decoder::Decoder;
 
 /// Bytes of logits that exist at one time, at most and unless a single token has more.
 pub(super) const CHUNK_BYTES: usize = 512 << 20;
@@ -15,11 +17,11 @@ const ROW_THREADS: usize = 256;
 /// The rows of the head that compete, in the type of products, and how sharply.
 #[derive(Debug)]
 pub(super) struct Head {
-    pub(super) weight: Buffer,
-    pub(super) kind: Kind,
+    weight: Buffer,
+    kind: Kind,
     pub(super) width: usize,
-    pub(super) hidden: usize,
-    pub(super) sharpness: f32,
+    hidden: usize,
+    sharpness: f32,
 }
 
 /// What [`Head::scores`] read and gave of `n` targets.
@@ -40,6 +42,13 @@ pub(super) struct Asked {
 }
 
 impl Head {
+    /// The head of a decoder over a slice of its vocabulary, whose logits are multiplied by `sharpness`.
+    pub(super) fn of(gpu: &Gpu, decoder: &Decoder, slice: Range<usize>, sharpness: f32) -> grpo::Result<Self> {
+        let (kind, width, hidden) = (Kind::from(decoder.compute()), slice.len(), decoder.config().hidden_size);
+        let weight = side_by_side(gpu, &[decoder.head_rows(slice)?], kind)?;
+        Ok(Self { weight, kind, width, hidden, sharpness })
+    }
+
     /// Logits of some rows of hidden states, f32.
     pub(super) fn logits(&self, gpu: &Gpu, hidden: u64, rows: usize, to: u64) -> Result<()> {
         let x = Matrix::new(hidden, self.kind, self.hidden);

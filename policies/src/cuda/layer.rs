@@ -118,7 +118,7 @@ impl Pass<'_> {
 /// The embeddings of `n` ids into the residual stream.
 pub(super) fn embed(gpu: &Gpu, weights: &Weights, (ids, n): (u64, usize), to: u64) -> Result<()> {
     let width = weights.sizes.hidden as i32;
-    gpu.launch_for("embed", Kind::F32, Extent::new((n, 1, 1), TOKEN_THREADS), &[&to, &weights.embedding, &ids, &width])
+    gpu.launch("embed", Extent::new((n, 1, 1), TOKEN_THREADS), &[&to, &weights.embedding, &ids, &width])
 }
 
 /// RMSNorm of `x` for `n` tokens, those at `places` or, where that is 0, the first.

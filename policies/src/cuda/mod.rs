@@ -60,5 +60,5 @@ pub(crate) fn serves(decoder: &Decoder) -> bool {
         && config.num_attention_heads / config.num_key_value_heads.max(1) <= 16
         && config.hidden_size <= WIDEST
         && [config.hidden_size, config.intermediate_size].iter().all(|width| width.is_multiple_of(4));
-    decoder.device().is_cuda() && shaped && !decoder.is_adapted()
+    decoder.device().is_cuda() && shaped && decoder.lora().is_none()
 }

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use candle_core::Result as TensorResult;
 use grpo::{Error, Result};
+use rayon::prelude::*;
 
 use super::arguments::{DrawOfRows, LawOfRows};
 use super::batch::{Batch, image_start};
@@ -15,7 +16,7 @@ use super::gpu::{Buffer, Extent, Gpu, Kind};
 use super::head::Head;
 use super::layer::{Pass, TOKEN_THREADS, activate, embed, rms_norm, turn};
 use super::products::Matrix;
-use super::weights::{LayerWeights, Weights, side_by_side};
+use super::weights::{LayerWeights, Weights};
 use crate::decoder::Decoder;
 use crate::ops::rope::NO_IMAGE;
 use crate::sampling::Shaping;
@@ -50,15 +51,8 @@ pub(crate) type Drawn = (Vec<u32>, Vec<f32>);
 /// Draws all rows of a job, as many at a time as there is memory for.
 pub(crate) fn draw(decoder: &Decoder, job: &Job<'_>) -> Result<Vec<Drawn>> {
     let gpu = Gpu::of(decoder.embedding())?;
-    let kind = Kind::from(decoder.compute());
-    let weights = Weights::of(&gpu, decoder, kind)?;
-    let head = Head {
-        weight: side_by_side(&gpu, &[decoder.head_rows(job.slice.clone())?], kind)?,
-        kind,
-        width: job.slice.len(),
-        hidden: weights.sizes.hidden,
-        sharpness: 1.0,
-    };
+    let weights = Weights::of(&gpu, decoder)?;
+    let head = Head::of(&gpu, decoder, job.slice.clone(), 1.0)?;
     let longest = job.prompts.iter().map(Vec::len).chain(job.guidance.map(|(ids, _)| ids.len())).max().unwrap_or(0);
     // The last token is chosen and never read.
     let capacity = (longest + job.n_tokens).saturating_sub(1).max(1);
@@ -214,7 +208,8 @@ impl Part<'_> {
         let size = rows * sizes.kv_heads * self.capacity * sizes.head_dim;
         let cache = |_: &LayerWeights| Ok([gpu.room(size, self.weights.kind)?, gpu.room(size, self.weights.kind)?]);
         let caches = self.weights.layers.iter().map(cache).collect::<TensorResult<Vec<_>>>()?;
-        let uniforms: Vec<f64> = (0..wanted * n).map(|at| (job.uniforms)(first + at / n, at % n)).collect();
+        let uniform = |at: usize| (job.uniforms)(first + at / n, at % n);
+        let uniforms: Vec<f64> = (0..wanted * n).into_par_iter().map(uniform).collect();
         let (uniforms, step) = (gpu.upload(&uniforms)?, gpu.upload(&[0i32])?);
         let (choices, log_probs, ids) = (gpu.words(wanted * n)?, gpu.words(wanted * n)?, gpu.words(rows)?);
         let (fault, logits) = (gpu.upload(&[0i32])?, gpu.words(rows * self.head.width)?);

@@ -1,6 +1,6 @@
 //! Scores of a batch on a card, and the way back through what their forward pass left.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
@@ -11,7 +11,7 @@ use super::batch::{Batch, readers};
 use super::gpu::{Buffer, Extent, Gpu, Kind};
 use super::head::{Asked, CHUNK_BYTES, Head, Scored};
 use super::layer::{Made, Pass, TOKEN_THREADS};
-use super::weights::{Sizes, Weights, side_by_side};
+use super::weights::{Sizes, Weights};
 use crate::decoder::{Decoder, EMBEDDING, Targets};
 
 const HEAD: &str = "lm_head.weight";
@@ -53,7 +53,8 @@ impl std::fmt::Debug for CudaTape {
 }
 
 impl CudaTape {
-    /// Whether these targets can be scored here: there are some, and no place is asked twice, for its gradients are added side by side.
+    /// Whether these targets can be scored here: there are some, and no place is asked twice, for gradients of places are
+    /// added side by side.
     pub(crate) fn serves(targets: &Targets) -> bool {
         let n = targets.places.len();
         n > 0 && targets.places.iter().collect::<BTreeSet<_>>().len() == n
@@ -68,8 +69,7 @@ impl CudaTape {
         let rows: Vec<&[u32]> = rows.iter().map(AsRef::as_ref).collect();
         let trained = !decoder.params().is_empty();
         let gpu = Gpu::of(decoder.embedding())?;
-        let kind = Kind::from(decoder.compute());
-        let weights = Weights::of(&gpu, decoder, kind)?;
+        let weights = Weights::of(&gpu, decoder)?;
         let batch = Batch::new(&gpu, &rows, decoder.rope())?;
         let pass = Pass { gpu: &gpu, weights: &weights, batch: &batch };
         let (layers, last) = forward(&pass, decoder, trained)?;
@@ -78,13 +78,7 @@ impl CudaTape {
         let n_targets = at.len();
         let at = gpu.upload(&at)?;
         let hidden = pass.normed(last.at(0), weights.norm, Some((at.at(0), n_targets)))?;
-        let head = Head {
-            weight: side_by_side(&gpu, &[decoder.head_rows(targets.slice.clone())?], kind)?,
-            kind,
-            width: targets.slice.len(),
-            hidden: weights.sizes.hidden,
-            sharpness: 1.0 / targets.temperature,
-        };
+        let head = Head::of(&gpu, decoder, targets.slice.clone(), 1.0 / targets.temperature)?;
         let chosen: Vec<u32> = targets.ids.iter().map(|id| id - targets.slice.start as u32).collect();
         let chosen = gpu.upload(&chosen)?;
         let scores = head.scores(&gpu, &hidden, (chosen.at(0), n_targets))?;
@@ -156,7 +150,7 @@ impl CudaTape {
 
     /// A tensor for each parameter's gradient, among those that there are.
     fn sums(&self, gradients: &mut Gradients) -> Result<Sums<'_>> {
-        let mut tensors = std::collections::BTreeMap::new();
+        let mut tensors = BTreeMap::new();
         for (name, var) in self.decoder.params().iter() {
             tensors.insert(name.to_string(), gradients.sum_of(name, var)?);
         }

@@ -80,7 +80,8 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    pub(super) fn of(gpu: &Gpu, decoder: &Decoder, kind: Kind) -> Result<Self> {
+    pub(super) fn of(gpu: &Gpu, decoder: &Decoder) -> Result<Self> {
+        let kind = Kind::from(decoder.compute());
         let mut tensors = vec![decoder.embedding().clone(), decoder.norm().clone()];
         let (embedding, norm) = (gpu.address(decoder.embedding())?, gpu.address(decoder.norm())?);
         let mut layers = Vec::with_capacity(decoder.layers().len());

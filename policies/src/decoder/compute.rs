@@ -26,14 +26,10 @@ impl Decoder {
         self.compute
     }
 
-    /// Whether there are adapters.
-    pub fn is_adapted(&self) -> bool {
-        self.lora.is_some()
-    }
-
-    /// Whether passes round activations to less than f32.
-    pub fn rounds(&self) -> bool {
-        self.compute == Compute::Bf16 && self.on_card()
+    /// How far log-probs that are replayed may be from sampled ones: in bf16 a product's sums are rounded to three digits,
+    /// in another order where a row is decoded token by token.
+    pub(crate) fn replay_tolerance(&self) -> f32 {
+        if self.compute == Compute::Bf16 && self.on_card() { 0.5 } else { 1e-2 }
     }
 
     /// Whether the kernels of [`crate::cuda`] serve this decoder.
@@ -44,10 +40,4 @@ impl Decoder {
         let on_card = false;
         on_card && !self.below_adapters
     }
-}
-
-/// How far log-probs that are replayed may be from sampled ones: in bf16 a product's sums are rounded to three digits, in
-/// another order where a row is decoded token by token.
-pub(crate) fn replay_tolerance(decoder: &Decoder) -> f32 {
-    if decoder.rounds() { 0.5 } else { 1e-2 }
 }

@@ -30,7 +30,6 @@ mod weights;
 
 pub use cache::Cache;
 pub use compute::Compute;
-pub(crate) use compute::replay_tolerance;
 pub use config::{DecoderConfig, ImagePositions};
 pub use lora::{LoraConfig, LoraTarget};
 pub use model::Decoder;

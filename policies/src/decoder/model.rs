@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor, Var};
 use grpo::{Error, Params, Result, Seed};
 
+use super::folder::on_device;
 use super::lora::LoraTarget;
 use super::weights::{self, Layer};
 use super::{Compute, DecoderConfig, ImagePositions, LoraConfig, Snapshot};
@@ -182,8 +183,8 @@ impl Decoder {
     /// The same weights on a device, with variables of their own where this decoder has any; adapters are merged.
     pub fn on_device(&self, device: &Device) -> Result<Self> {
         let tensors = if self.lora.is_some() { self.merged_tensors()? } else { self.tensors() };
-        let tensors = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_device(device)?)));
-        let moved = Self::from_tensors(self.config.clone(), tensors.collect::<Result<_>>()?, !self.params.is_empty())?;
+        let trainable = !self.params.is_empty();
+        let moved = Self::from_tensors(self.config.clone(), on_device(tensors, device)?, trainable)?;
         Ok(Self { rope: self.rope.clone(), recompute: self.recompute, compute: self.compute, ..moved })
     }
 

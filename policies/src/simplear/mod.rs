@@ -39,7 +39,7 @@ pub use text::{SPECIAL_TOKENS, TextTokenizer};
 
 use crate::cosmos::Cosmos;
 use crate::decoder::folder::Companions;
-use crate::decoder::{Compute, Decoder, ImagePositions, LoraConfig, Tape, Targets, replay_tolerance};
+use crate::decoder::{Compute, Decoder, ImagePositions, LoraConfig, Tape, Targets};
 
 /// Rows and columns of visual tokens.
 pub type Grid = (usize, usize);
@@ -360,7 +360,7 @@ impl Policy for SimpleAr {
     }
 
     fn replay_tolerance(&self) -> f32 {
-        replay_tolerance(&self.decoder)
+        self.decoder.replay_tolerance()
     }
 
     fn scoring(&self) -> Scoring {

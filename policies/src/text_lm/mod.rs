@@ -41,7 +41,7 @@ pub use law::TextLaw;
 pub use template::{ChatTemplate, Template};
 pub use tokenizer::Tokenizer;
 
-use crate::decoder::{Decoder, Tape, Targets, replay_tolerance};
+use crate::decoder::{Decoder, Tape, Targets};
 use files::Kept;
 
 /// The text policy: any Qwen2.5-shaped language model.
@@ -307,7 +307,7 @@ impl Policy for TextLm {
     }
 
     fn replay_tolerance(&self) -> f32 {
-        replay_tolerance(&self.decoder)
+        self.decoder.replay_tolerance()
     }
 
     fn params(&self) -> Params {

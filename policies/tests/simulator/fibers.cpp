@@ -63,6 +63,10 @@ unsigned turns[MOST_THREADS];
 // Every other launch goes through its warps and threads from the last to the first: what reads before a barrier what
 // another thread has yet to write is found in one of the two orders.
 bool backwards = false;
+// Every so many launches products are made by passing numbers around, which takes many times as long; a prime, so that no
+// kernel of a repeated pass is left out.
+constexpr unsigned BY_LANES_EVERY = 7;
+unsigned n_launches = 0;
 
 void give_way(Wait wait) {
     Fiber *me = running;
@@ -151,6 +155,8 @@ const uint64_t *simulated_exchange(uint64_t mine) {
     return all;
 }
 
+bool simulated_by_lanes() { return n_launches % BY_LANES_EVERY == 0; }
+
 void simulated_mma(float (&c)[4], const float (&a)[8], const float (&b)[4]) {
     static float all_a[MOST_THREADS][8], all_b[MOST_THREADS][4];
     const unsigned thread = threadIdx.x, first = thread / 32 * 32, lane = thread % 32;
@@ -181,7 +187,7 @@ void run_blocks(Extent grid, Extent block, size_t shared_bytes, const std::funct
     blockDim = {block.x, block.y, block.z};
     gridDim = {grid.x, grid.y, grid.z};
     body = &thread;
-    backwards = !backwards;
+    backwards = n_launches++ % 2 == 1;
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {

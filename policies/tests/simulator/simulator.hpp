@@ -66,6 +66,8 @@ void __syncthreads();
 void *simulated_dynamic_shared();
 // Gives this lane's 8 bytes to the warp; the warp's bytes, lane after lane, until the exchange after the next.
 const uint64_t *simulated_exchange(uint64_t mine);
+// Whether products of this launch pass their numbers from lane to lane, as the card's own code for float does.
+bool simulated_by_lanes();
 // c += a · b, as mma.cuh lays them out.
 void simulated_mma(float (&c)[4], const float (&a)[8], const float (&b)[4]);
 

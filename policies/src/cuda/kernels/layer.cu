@@ -3,7 +3,7 @@
 #include "real.cuh"
 
 // out[token] = table[ids[token]]; a block a token.
-template <typename Real> __device__ void embed(float *out, const Real *table, const unsigned *ids, int width) {
+extern "C" __global__ void embed(float *out, const float *table, const unsigned *ids, int width) {
     const size_t to = size_t(blockIdx.x) * width, from = size_t(ids[blockIdx.x]) * width;
     for (int at = threadIdx.x * 4; at < width; at += blockDim.x * 4) {
         float x[4];
@@ -174,9 +174,6 @@ template <typename Real> __device__ void cast(Real *out, const float *x, size_t 
 }
 
 #define LAYER_KERNELS(Real, name)                                                                                      \
-    extern "C" __global__ void embed_##name(float *out, const Real *table, const unsigned *ids, int width) {           \
-        embed(out, table, ids, width);                                                                                 \
-    }                                                                                                                  \
     extern "C" __global__ void rms_norm_##name(Real *out, const float *x, const float *weight,                         \
                                                const unsigned *places, int width, float eps) {                         \
         rms_norm(out, x, weight, places, width, eps);                                                                  \

@@ -60,6 +60,7 @@ __device__ void mma_by_lanes(float (&c)[4], const PairOf<Real> (&a)[4], const Pa
 #ifdef GRPO_SIMULATED
 template <typename Real>
 __device__ void mma(float (&c)[4], const PairOf<Real> (&a)[4], const PairOf<Real> (&b)[2]) {
+    if (simulated_by_lanes()) return mma_by_lanes(c, a, b);
     float of_a[8], of_b[4];
     for (int i = 0; i < 8; i++) of_a[i] = half_of(a[i / 2], i % 2);
     for (int i = 0; i < 4; i++) of_b[i] = half_of(b[i / 2], i % 2);

@@ -38,11 +38,6 @@ extern "C" __global__ void sum_squares(double *parts, const float *x, size_t n) 
     const size_t begin = size_t(blockIdx.x) * SQUARED, end = n - begin < SQUARED ? n : begin + SQUARED;
     double sum = 0.0;
     for (size_t at = begin + threadIdx.x; at < end; at += blockDim.x) sum += double(x[at]) * double(x[at]);
-    for (int offset = WARP / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
-    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = sum;
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    sum = 0.0;
-    for (int warp = 0; warp < int(blockDim.x) / WARP; warp++) sum += scratch[warp];
-    parts[blockIdx.x] = sum;
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }

@@ -63,7 +63,7 @@ __device__ __forceinline__ void store4(bf16 *to, const float (&x)[4]) {
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-__device__ __forceinline__ float warp_sum(float x) {
+template <typename Number> __device__ __forceinline__ Number warp_sum(Number x) {
     for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL_LANES, x, offset);
     return x;
 }
@@ -74,12 +74,12 @@ __device__ __forceinline__ float warp_max(float x) {
 
 // The sum over a block's threads, known to all of them; `scratch` has room for 32 numbers. The order is that of the
 // threads, so equal inputs give equal bits.
-__device__ __forceinline__ float block_sum(float x, float *scratch) {
+template <typename Number> __device__ __forceinline__ Number block_sum(Number x, Number *scratch) {
     x = warp_sum(x);
     __syncthreads();
     if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
     __syncthreads();
-    float sum = 0.0f;
+    Number sum = 0;
     for (int warp = 0; warp < int(blockDim.x) / WARP; warp++) sum += scratch[warp];
     return sum;
 }

@@ -27,18 +27,7 @@ __device__ __forceinline__ unsigned order_of(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The sum over a block in double; `scratch` has room for 32.
-__device__ double block_sum_double(double x, double *scratch) {
-    for (int offset = WARP / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(ALL_LANES, x, offset);
-    __syncthreads();
-    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
-    __syncthreads();
-    double sum = 0.0;
-    for (int warp = 0; warp < int(blockDim.x) / WARP; warp++) sum += scratch[warp];
-    return sum;
-}
-
-// How much lies at or above a border: the number of scores, or the probability times `total`.
+// How much lies at or above a border: the number of scores, or their weights relative to the greatest.
 struct Above {
     const float *scores;
     int width;
@@ -50,13 +39,13 @@ struct Above {
         double sum = 0.0;
         for (int at = threadIdx.x; at < width; at += blockDim.x)
             if (scores[at] != -INFINITY && order_of(scores[at]) >= border) sum += weight(scores[at]);
-        return block_sum_double(sum, scratch);
+        return block_sum(sum, scratch);
     }
     // Scores that equal the border, up to this place.
     __device__ double equal(unsigned border, int last) const {
         double sum = 0.0;
         for (int at = threadIdx.x; at <= last; at += blockDim.x) sum += order_of(scores[at]) == border;
-        return block_sum_double(sum, scratch);
+        return block_sum(sum, scratch);
     }
 };
 
@@ -70,11 +59,7 @@ __device__ void keep(float *scores, const Above &above, double wanted) {
     // Nothing reaches what is wanted but by rounding: all remain.
     if (border == 0) return;
     const double greater = border == 0xffffffffu ? 0.0 : above.at_least(border + 1);
-    float score;
-    {
-        const unsigned bits = border & 0x80000000u ? border & 0x7fffffffu : ~border;
-        score = __uint_as_float(bits);
-    }
+    const float score = __uint_as_float(border & 0x80000000u ? border & 0x7fffffffu : ~border);
     const double needed = fmax(1.0, ceil((wanted - greater) / above.weight(score)));
     int low = 0, high = above.width - 1;
     while (low < high) {
@@ -90,14 +75,14 @@ __device__ void keep(float *scores, const Above &above, double wanted) {
     __syncthreads();
 }
 
-// The logarithm of the sum of exponentials of a row, and whether all of it is finite or cut away.
+// The logarithm of the sum of exponentials of a row.
 __device__ float log_sum(const float *row, int width, float *scratch, double *scratch_double) {
     float most = -INFINITY;
     for (int at = threadIdx.x; at < width; at += blockDim.x) most = fmaxf(most, row[at]);
     most = block_max(most, scratch);
     double sum = 0.0;
     for (int at = threadIdx.x; at < width; at += blockDim.x) sum += double(__expf(row[at] - most));
-    return most + float(log(block_sum_double(sum, scratch_double)));
+    return most + float(log(block_sum(sum, scratch_double)));
 }
 
 // The place of the greatest score, the first of equal ones.
@@ -107,7 +92,7 @@ __device__ int best_of(const float *scores, int width, float top, double *scratc
         const int middle = (low + high) / 2;
         double found = 0.0;
         for (int at = threadIdx.x; at <= middle; at += blockDim.x) found += scores[at] == top;
-        if (block_sum_double(found, scratch) > 0.0) high = middle;
+        if (block_sum(found, scratch) > 0.0) high = middle;
         else low = middle + 1;
     }
     return low;
@@ -173,7 +158,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample_rows(float *logits, in
         const int begin = min(width, warp * run), end = min(width, begin + run);
         double sum = 0.0;
         for (int at = begin + lane; at < end; at += WARP) sum += double(__expf(scores[at] - top));
-        for (int offset = WARP / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
+        sum = warp_sum(sum);
         __syncthreads();
         if (lane == 0) scratch_double[warp] = sum;
         __syncthreads();
