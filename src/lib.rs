@@ -70,10 +70,11 @@ pub use config::{LogConfig, RolloutConfig, TrainConfig};
 pub use error::{BoxError, Error, Result};
 pub use gradients::Gradients;
 pub use held_out::held_out_seed;
+pub use memory::PeakMemory;
 pub use objective::{Aggregation, Objective, Surrogate};
 pub use observe::Observer;
-pub use optim::{AdamW, DeviceOptimiser, OptimConfig, Schedule, StepNumbers};
-pub use panel::{before_after, panel};
+pub use optim::{AdamW, Decayed, DeviceOptimiser, OptimConfig, Schedule, StepNumbers};
+pub use panel::{before_after, gallery, panel};
 pub use policy::{Completion, LogProbs, LossGradient, Params, Policy, Request, Sample, Scoring};
 pub use prompt::Prompt;
 pub use reward::{

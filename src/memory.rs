@@ -8,14 +8,14 @@ use crate::observe::Metrics;
 ///
 /// Where the mark cannot be reset, a phase's peak is that of all phases so far.
 #[derive(Debug, Default)]
-pub(crate) struct PeakMemory {
+pub struct PeakMemory {
     /// The greatest peak so far, in GB.
     most: f64,
 }
 
 impl PeakMemory {
     /// Logs the peak of the phase that ends here, and of the run so far.
-    pub(crate) fn end_phase(&mut self, phase: &str, metrics: &mut Metrics) {
+    pub fn end_phase(&mut self, phase: &str, metrics: &mut Metrics) {
         let Some(peak) = high_water_gb() else { return };
         self.most = self.most.max(peak);
         metrics.insert(format!("memory/{phase}_peak_gb"), peak);
@@ -24,7 +24,7 @@ impl PeakMemory {
     }
 
     /// Begins a phase after something that is none: its peak counts for the run alone.
-    pub(crate) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         self.most = self.most.max(high_water_gb().unwrap_or(0.0));
         reset();
     }

@@ -43,6 +43,17 @@ pub fn panel<P: Policy>(groups: &[Group<P>], advantages: &[Vec<f32>], names: &[S
     (!rows.is_empty()).then(|| draw(&rows))
 }
 
+fn labelled((label, picture): &(String, RgbImage)) -> Cell<'_> {
+    Cell { picture, caption: vec![(label.clone(), INK)] }
+}
+
+/// Rows of pictures, each under its title and each picture over its label; `None` where there is no picture.
+pub fn gallery(rows: &[(String, Vec<(String, RgbImage)>)]) -> Option<RgbImage> {
+    let drawn: Vec<(String, Vec<Cell<'_>>)> =
+        rows.iter().map(|(title, pictures)| (title.clone(), pictures.iter().map(labelled).collect())).collect();
+    drawn.iter().any(|(_, cells)| !cells.is_empty()).then(|| draw(&drawn))
+}
+
 fn cells<'a, P: Policy>(group: &'a Group<P>, advantages: Option<&Vec<f32>>, names: &[String]) -> Vec<Cell<'a>> {
     let cell = |sample: usize| {
         let picture = group.completions.get(sample)?.sample.picture()?;

@@ -125,10 +125,9 @@ const FIRST_COLUMNS: [(&str, &str); 5] = [
 /// TensorBoard takes the columns from one run of a folder, so what may have other keys elsewhere (a list, a table inside a
 /// section) is one text, and an option of the objective that is off says so.
 fn hyper_parameters(config_toml: &str) -> Result<BTreeMap<String, HParam>> {
-    let table: toml::Table = toml::from_str(config_toml).map_err(|error| Error::config(error.to_string()))?;
-    let mut found = BTreeMap::new();
-    let compared = table.iter().filter(|(key, _)| !NOT_COMPARED.contains(&key.as_str()));
-    compared.for_each(|(key, value)| flatten(key, value, &mut found));
+    let mut table: toml::Table = toml::from_str(config_toml).map_err(|error| Error::config(error.to_string()))?;
+    table.retain(|key, _| !NOT_COMPARED.contains(&key));
+    let mut found = HParam::settings(&table, 1);
     let options = serde_json::to_value(Objective::default()).map_err(|error| Error::config(error.to_string()))?;
     for (key, _) in options.as_object().into_iter().flatten().filter(|(_, value)| value.is_null()) {
         found.entry(format!("objective.{key}")).or_insert(HParam::Text("off".into()));
@@ -137,21 +136,6 @@ fn hyper_parameters(config_toml: &str) -> Result<BTreeMap<String, HParam>> {
         found.remove(name).and_then(|value| found.insert(title.into(), value));
     }
     Ok(found)
-}
-
-fn flatten(name: &str, value: &toml::Value, found: &mut BTreeMap<String, HParam>) {
-    let leaf = match value {
-        toml::Value::Table(section) if !name.contains('.') => {
-            section.iter().for_each(|(key, value)| flatten(&format!("{name}.{key}"), value, found));
-            return;
-        }
-        toml::Value::Integer(number) => HParam::Number(*number as f64),
-        toml::Value::Float(number) => HParam::Number(*number),
-        toml::Value::Boolean(flag) => HParam::Flag(*flag),
-        toml::Value::String(text) => HParam::Text(text.clone()),
-        other => HParam::Text(other.to_string()),
-    };
-    found.insert(name.to_string(), leaf);
 }
 
 /// What is looked at first: is it learning, is it hacking, is it healthy.

@@ -23,11 +23,29 @@ impl Console {
         Self { bar }
     }
 
-    fn say(&mut self, line: &str) {
+    /// Says something that is not part of the progress.
+    pub fn say(&mut self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
             // A closed standard error is no reason to stop a run.
             None => drop(writeln!(std::io::stderr(), "{line}")),
+        }
+    }
+
+    /// Step `step` of `n_steps` is done.
+    pub fn advance(&mut self, step: usize, n_steps: usize, line: String) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(line);
+            bar.inc(1);
+        } else if step.is_multiple_of((n_steps / 20).max(1)) || step + 1 == n_steps {
+            self.say(&format!("step {:>5}/{n_steps}  {line}", step + 1));
+        }
+    }
+
+    /// Leaves the bar as it is.
+    pub fn close(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
         }
     }
 }
@@ -60,12 +78,7 @@ impl<P: Policy> Observer<P> for Console {
             let by = format!("the last by `{}`: {}", last.reward, last.why);
             self.say(&format!("step {step}: {n} samples excluded, {by}; all are in excluded/step-{step:05}.jsonl"));
         }
-        if let Some(bar) = &self.bar {
-            bar.set_message(line.clone());
-            bar.inc(1);
-        } else if report.step.is_multiple_of((report.n_steps / 20).max(1)) || report.step + 1 == report.n_steps {
-            self.say(&format!("step {:>5}/{}  {line}", report.step + 1, report.n_steps));
-        }
+        self.advance(report.step, report.n_steps, line);
         Ok(())
     }
 
@@ -88,9 +101,7 @@ impl<P: Policy> Observer<P> for Console {
     }
 
     fn finish(&mut self) -> Result<(), BoxError> {
-        if let Some(bar) = &self.bar {
-            bar.finish();
-        }
+        self.close();
         Ok(())
     }
 }

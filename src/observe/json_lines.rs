@@ -25,7 +25,9 @@ impl JsonLines {
         Ok(Self { file, path })
     }
 
-    fn write(&mut self, kind: &str, step: usize, metrics: &Metrics) -> Result<()> {
+    /// Appends the numbers of a step, whose `kind` is "step", or of an evaluation after so many steps, "held_out" or
+    /// "validation".
+    pub fn write(&mut self, kind: &str, step: usize, metrics: &Metrics) -> Result<()> {
         let mut line = Map::new();
         line.insert("step".into(), json!(step));
         line.insert("kind".into(), json!(kind));
@@ -42,8 +44,8 @@ fn lines_before(path: &Path, first_step: usize) -> Result<String> {
         // A line that a crash cut short is dropped: its step is done again.
         let Ok(value) = serde_json::from_str::<Value>(&line) else { continue };
         let step = value["step"].as_u64().unwrap_or(u64::MAX) as usize;
-        // Held-out metrics at step N are written when N steps are done, before a checkpoint of step N.
-        let done = if value["kind"] == "held_out" { step <= first_step && first_step > 0 } else { step < first_step };
+        // An evaluation at step N is written when N steps are done, before a checkpoint of step N.
+        let done = if value["kind"] == "step" { step < first_step } else { step <= first_step && first_step > 0 };
         if done {
             kept.push_str(&line);
             kept.push('\n');

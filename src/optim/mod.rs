@@ -2,7 +2,7 @@
 //!
 //! Loshchilov and Hutter (2019), arXiv 1711.05101, algorithm 2, with PyTorch's conventions: decay `1 − lr·λ` before
 //! the update, bias-corrected moments, `eps` outside the square root. Deviations:
-//! 1. Decay applies to matrices only (rank ≥ 2), never to biases and norms.
+//! 1. Decay applies to what [`Decayed`] says: matrices alone (rank ≥ 2) unless the configuration says otherwise.
 //! 2. Moments are f32 whatever the parameter's type.
 //!
 //! candle-nn's AdamW keeps its moments private, which rules out exact resume, and clips nothing.
@@ -41,6 +41,30 @@ pub enum Schedule {
     },
 }
 
+/// Which parameters the decoupled decay shrinks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Decayed {
+    /// Matrices, and neither biases nor the weights of norms.
+    #[default]
+    Matrices,
+    /// All but biases: Hugging Face's trainer on a model whose norms are not `nn.LayerNorm`, so SimpleAR's RMSNorm weights
+    /// decay too.
+    AllButBiases,
+    /// Everything: PyTorch's optimiser by itself.
+    All,
+}
+
+impl Decayed {
+    fn includes(self, name: &str, rank: usize) -> bool {
+        match self {
+            Self::Matrices => rank >= 2,
+            Self::AllButBiases => !name.ends_with("bias"),
+            Self::All => true,
+        }
+    }
+}
+
 /// The optimiser's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -53,8 +77,10 @@ pub struct OptimConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled decay of matrices.
+    /// Decoupled decay.
     pub weight_decay: f64,
+    /// What decays.
+    pub decayed: Decayed,
     /// The gradient is scaled down to this Euclidean norm where it is longer.
     pub max_grad_norm: f64,
     /// Steps over which the rate rises from 0.
@@ -71,6 +97,7 @@ impl Default for OptimConfig {
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.0,
+            decayed: Decayed::Matrices,
             max_grad_norm: 1.0,
             n_warmup: 0,
             schedule: Schedule::Constant,
@@ -173,7 +200,8 @@ impl AdamW {
         let shrink = if norm > self.config.max_grad_norm { self.config.max_grad_norm / norm } else { 1.0 };
         for (name, var) in self.params.iter() {
             let (Some(gradient), Some(moments)) = (gradients.get(name), self.moments.get_mut(name)) else { continue };
-            let numbers = StepNumbers::new(&self.config, rate, self.n_updates, var.rank() >= 2).shrunk(shrink);
+            let decays = self.config.decayed.includes(name, var.rank());
+            let numbers = StepNumbers::new(&self.config, rate, self.n_updates, decays).shrunk(shrink);
             numbers.apply(var, moments, &gradient.contiguous()?, self.device.as_deref())?;
         }
         Ok(norm)
@@ -247,6 +275,30 @@ mod tests {
                 assert!((got - expected).abs() < 2e-6, "step {step}: {got} is not {expected}");
             }
         }
+    }
+
+    #[test]
+    fn decay_takes_what_the_configuration_says() {
+        let check = |decayed: Decayed, moved: [bool; 3]| {
+            let names = ["a.bias", "a.weight", "norm.weight"];
+            let var = |name: &str| {
+                let shape = if name == "a.weight" { vec![1, 2] } else { vec![2] };
+                Var::from_tensor(&Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap()).unwrap()
+            };
+            let params = Params::new(names.map(|name| (name.to_string(), var(name)))).unwrap();
+            let config = OptimConfig { weight_decay: 0.5, decayed, ..Default::default() };
+            let mut adamw = AdamW::new(params.clone(), config).unwrap();
+            let mut gradients = Gradients::new();
+            for (name, var) in params.iter() {
+                gradients.add(name, &var.zeros_like().unwrap()).unwrap();
+            }
+            adamw.step(&gradients, 0.1).unwrap();
+            let first = |name: &str| params.get(name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()[0];
+            assert_eq!(names.map(|name| first(name) != 1.0), moved, "{decayed:?}");
+        };
+        check(Decayed::Matrices, [false, true, false]);
+        check(Decayed::AllButBiases, [false, true, true]);
+        check(Decayed::All, [true, true, true]);
     }
 
     #[test]

@@ -26,6 +26,31 @@ pub enum HParam {
     Flag(bool),
 }
 
+impl HParam {
+    /// The leaves of a configuration by their dotted names. A table below the `depth`-th is one text, and so is a list: runs of
+    /// a folder need the same names, and such things may have others elsewhere.
+    pub fn settings(table: &toml::Table, depth: usize) -> BTreeMap<String, Self> {
+        let mut found = BTreeMap::new();
+        table.iter().for_each(|(key, value)| flatten(key, value, depth, &mut found));
+        found
+    }
+}
+
+fn flatten(name: &str, value: &toml::Value, depth: usize, found: &mut BTreeMap<String, HParam>) {
+    let leaf = match value {
+        toml::Value::Table(section) if depth > 0 => {
+            section.iter().for_each(|(key, value)| flatten(&format!("{name}.{key}"), value, depth - 1, found));
+            return;
+        }
+        toml::Value::Integer(number) => HParam::Number(*number as f64),
+        toml::Value::Float(number) => HParam::Number(*number),
+        toml::Value::Boolean(flag) => HParam::Flag(*flag),
+        toml::Value::String(text) => HParam::Text(text.clone()),
+        other => HParam::Text(other.to_string()),
+    };
+    found.insert(name.to_string(), leaf);
+}
+
 impl EventWriter {
     /// Makes this run a row of the HPARAMS tab, with the latest value of each scalar in `metrics`.
     ///
