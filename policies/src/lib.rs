@@ -6,10 +6,12 @@
 //! | [`text_lm`] | a causal language model: text in, text out; chat templates, Hugging Face folders |
 //! | [`decoder`] | the Qwen2.5-shaped decoder, trainable and with a cache for sampling |
 //! | [`cosmos`] | the visual tokenizer: images to codes and back |
+//! | [`corpus`] | what SimpleAR is pretrained on: archives, lists and token folders of images with captions |
 //! | `cuda` | NVIDIA's cards, with the feature of that name |
 //! | [`safetensors_file`] | strict reading and writing of weights |
 
 mod allocator;
+pub mod corpus;
 pub mod cosmos;
 #[cfg(feature = "cuda")]
 pub mod cuda;
