@@ -2,6 +2,7 @@
 
 mod commands;
 mod config;
+mod corpora;
 mod failure;
 mod judges;
 mod parts;

@@ -8,6 +8,8 @@
 //! | [`cosmos`] | the visual tokenizer: images to codes and back |
 //! | [`corpus`] | what SimpleAR is pretrained on: archives, lists and token folders of images with captions |
 //! | `cuda` | NVIDIA's cards, with the feature of that name |
+//! | [`tokens`] | corpora as codes on disk, and the order in which training reads them |
+//! | [`stage`] | the loop of a supervised stage: curves, checkpoints, exact resume |
 //! | [`safetensors_file`] | strict reading and writing of weights |
 
 mod allocator;
@@ -23,7 +25,9 @@ mod ops;
 pub mod safetensors_file;
 mod sampling;
 pub mod simplear;
+pub mod stage;
 pub mod text_lm;
+pub mod tokens;
 mod torch_file;
 
 pub use allocator::keep_freed_memory;

@@ -108,7 +108,7 @@ impl Precision {
     }
 
     /// The bytes of numbers, or the first that is not finite once rounded.
-    fn bytes(self, values: &[f32]) -> std::result::Result<Vec<u8>, f32> {
+    pub(crate) fn bytes(self, values: &[f32]) -> std::result::Result<Vec<u8>, f32> {
         let finite = |value: f32| match self {
             Self::F32 => value.is_finite(),
             // The largest bfloat16 has bits 0x7F7F; half of the next step above it rounds to infinity.

@@ -10,6 +10,7 @@ mod plan;
 mod pretrain;
 mod score;
 mod show;
+mod tokenizer;
 mod tokens;
 mod train;
 
@@ -29,15 +30,17 @@ use crate::parts;
 /// What `grpo` can do.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Train the miniature's visual tokenizer and decoder from nothing.
+    /// Train a visual tokenizer on images.
+    Tokenizer(tokenizer::Tokenizer),
+    /// Pretrain a decoder on images as tokens.
     Pretrain(pretrain::Pretrain),
-    /// Fine-tune a policy on captioned images.
+    /// Fine-tune a policy on images as tokens.
     Sft(pretrain::Sft),
     /// Train a policy with GRPO.
     Train(train::Train),
     /// Draw images for prompts.
     Generate(generate::Generate),
-    /// Encode images as codes.
+    /// Encode a corpus, or some images, as codes.
     Tokenize(tokens::Tokenize),
     /// Decode codes to images.
     Detokenize(tokens::Detokenize),
@@ -57,6 +60,7 @@ impl Command {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
         match self {
+            Self::Tokenizer(command) => command.run(),
             Self::Pretrain(command) => command.run(),
             Self::Sft(command) => command.run(),
             Self::Train(command) => command.run(),

@@ -3,15 +3,20 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use candle_core::Device;
 use clap::Args;
 use grpo_policies::cosmos::Cosmos;
 use grpo_policies::simplear::shapes_cosmos;
+use grpo_policies::tokens;
 use grpo_rewards::open_image;
+use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
-use super::{print, progress, tell};
+use super::{at_least_one, print, progress, tell};
+use crate::config;
+use crate::corpora::CorpusArgs;
 use crate::failure::{Failure, Outcome};
 use crate::parts;
 
@@ -35,17 +40,34 @@ impl TokenizerArgs {
     }
 }
 
-/// Encode images as the codes of a visual tokenizer.
+/// Encode a captioned corpus as a folder of tokens that training reads, or some images as one JSON object a line.
 #[derive(Args)]
 pub struct Tokenize {
     #[command(flatten)]
     tokenizer: TokenizerArgs,
-    /// PNG or JPEG files whose sides are multiples of the tokenizer's patch (16 for Cosmos DV8x16x16).
-    #[arg(required = true)]
+    /// Images whose sides are multiples of the tokenizer's patch (16 for Cosmos DV8x16x16), in place of a corpus.
+    #[arg(conflicts_with_all = ["data", "shapes"])]
     images: Vec<PathBuf>,
-    /// Where the lines go; standard output where absent.
+    #[command(flatten)]
+    corpus: CorpusArgs,
+    /// How a corpus is cut and filtered: a TOML file, such as experiments/emoji_tokens.toml.
     #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Change one value of the file, such as --set max_bad_share=0.01; may be given again.
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "config")]
+    changes: Vec<String>,
+    /// A corpus's folder of tokens; the file of some images' lines, which go to standard output where it is absent.
+    #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
+    /// Go on with the tokens in that folder.
+    #[arg(long)]
+    resume: bool,
+    /// Threads that decode and crop a corpus's images; as many as there are cores where absent. The tokens are the same.
+    #[arg(long, value_parser = at_least_one())]
+    threads: Option<usize>,
+    /// Images of a corpus that are encoded together. The tokens are the same.
+    #[arg(long, default_value_t = 32, value_parser = at_least_one())]
+    batch: usize,
 }
 
 /// Decode codes, as `grpo tokenize` and `grpo generate --save-tokens` write them, to PNG files.
@@ -120,6 +142,43 @@ fn json(line: &TokenLine) -> Outcome<String> {
 impl Tokenize {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
+        match (self.corpus.is_given(), self.images.is_empty()) {
+            (true, _) => self.corpus(),
+            (false, false) => self.some_images(),
+            (false, true) => Err(Failure::user("give images, or a corpus with --data PATH --config FILE --out DIR")),
+        }
+    }
+
+    /// A folder of tokens.
+    fn corpus(self) -> Outcome<()> {
+        let (Some(config), Some(out)) = (&self.config, &self.out) else {
+            return Err(Failure::user("a corpus needs --config FILE, which says the size, and --out DIR"));
+        };
+        let settings: tokens::Settings = config::read(config, &self.changes)?;
+        let cosmos = self.tokenizer.load()?;
+        let corpus = self.corpus.open(&settings.columns)?;
+        if out.join(tokens::MANIFEST).exists() && !self.resume {
+            let remedy = "pass --resume to go on with it, or choose another --out";
+            return Err(Failure::user(format!("{}: the folder already holds tokens; {remedy}", out.display())));
+        }
+        let n = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let workers = tokens::Workers { n, batch: self.batch };
+        let mut watch = Watch::new(corpus.n_entries());
+        let manifest =
+            tokens::tokenise((corpus.as_ref(), &settings), &cosmos, out, workers, |reading| watch.see(reading))?;
+        watch.bar.finish_and_clear();
+        tell(&format!("{} rows of {} in {}", manifest.n_rows, manifest.n_read, out.display()));
+        for (reason, n) in &manifest.skipped {
+            tell(&format!("left out  {reason} {n}"));
+        }
+        if manifest.n_skipped() > 0 {
+            tell(&format!("each is named in {}", out.join("skipped.jsonl").display()));
+        }
+        Ok(())
+    }
+
+    /// A line an image.
+    fn some_images(self) -> Outcome<()> {
         let cosmos = self.tokenizer.load()?;
         let mut file = self.out.as_deref().map(TokenFile::create).transpose()?;
         let bar = progress(self.images.len());
@@ -137,6 +196,40 @@ impl Tokenize {
         }
         bar.finish_and_clear();
         Ok(())
+    }
+}
+
+/// How far the reading of a corpus is, for a person.
+struct Watch {
+    bar: ProgressBar,
+    clock: Instant,
+    /// What was read before this process began.
+    first: Option<u64>,
+    told: u64,
+}
+
+impl Watch {
+    fn new(n: Option<u64>) -> Self {
+        let bar = match n {
+            Some(n) => progress(usize::try_from(n).unwrap_or(usize::MAX)),
+            None => ProgressBar::new_spinner(),
+        };
+        Self { bar, clock: Instant::now(), first: None, told: 0 }
+    }
+
+    fn see(&mut self, reading: &tokens::Reading<'_>) {
+        let first = *self.first.get_or_insert(reading.n_read - 1);
+        let seconds = self.clock.elapsed().as_secs_f64();
+        let speed = (reading.n_read - first) as f64 / seconds.max(1e-3);
+        let line = format!("{} kept, {} left out, {speed:.0} images/s", reading.n_rows, reading.manifest.n_skipped());
+        self.bar.set_position(reading.n_read);
+        // Where there is no bar, a line a minute.
+        let minute = seconds as u64 / 60;
+        if self.bar.is_hidden() && minute > self.told {
+            self.told = minute;
+            tell(&format!("{} read, {line}", reading.n_read));
+        }
+        self.bar.set_message(line);
     }
 }
 

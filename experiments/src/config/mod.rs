@@ -1,12 +1,12 @@
 //! What a TOML file may say: typed text, before it becomes parts.
 
 mod rewards;
+mod stages;
 
 use std::path::Path;
 
 use grpo::{GroupSize, LogConfig, Objective, OptimConfig, RolloutConfig, TrainConfig};
-use grpo_policies::cosmos::CosmosConfig;
-use grpo_policies::decoder::{DecoderConfig, ImagePositions, LoraConfig};
+use grpo_policies::decoder::LoraConfig;
 use grpo_policies::simplear::Law;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::{Failure, Outcome};
 
 pub use rewards::{GateFile, GivenFile, RewardSource, Weighed};
+pub use stages::{DecoderSizes, DecoderSource, PretrainFile, SftFile, TokenizerFile};
 
 /// A GRPO run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -109,108 +110,6 @@ impl Default for HeldOutFile {
         let samples_per_prompt = GroupSize::new(4).unwrap_or_default();
         Self { rewards: vec![RewardSource::Clip(plain.clone()), RewardSource::Geneval(plain)], samples_per_prompt }
     }
-}
-
-/// Pretraining of the miniature: the visual tokenizer, then the decoder.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PretrainFile {
-    /// The root of all randomness.
-    pub seed: u64,
-    /// The visual tokenizer's sizes.
-    pub cosmos: CosmosConfig,
-    /// The visual tokenizer's training.
-    pub tokenizer: StageFile,
-    /// What the decoder starts from: the paper's table 2.
-    pub decoder: DecoderSource,
-    /// The decoder's training.
-    pub stage: StageFile,
-}
-
-/// What a decoder starts from.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum DecoderSource {
-    /// Fresh weights and one id a word; the vocabulary follows from the tokenizers.
-    FromScratch(DecoderSizes),
-    /// The Qwen2.5 folder of `--language-model`, with its tokenizer.
-    LanguageModel {
-        /// How the tokens of an image are numbered: the paper's table 3.
-        #[serde(default)]
-        image_positions: ImagePositions,
-    },
-}
-
-/// The decoder's sizes but for its vocabulary.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DecoderSizes {
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Width of the gated layer.
-    pub intermediate_size: usize,
-    /// Layers.
-    pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key-value heads.
-    pub num_key_value_heads: usize,
-    /// Longest row.
-    pub max_position_embeddings: usize,
-    /// How the tokens of an image are numbered: the paper's table 3.
-    #[serde(default)]
-    pub image_positions: ImagePositions,
-}
-
-impl DecoderSizes {
-    /// The configuration of a decoder with these sizes.
-    pub fn with_vocabulary(self, vocab_size: usize) -> DecoderConfig {
-        DecoderConfig {
-            vocab_size,
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.num_hidden_layers,
-            num_attention_heads: self.num_attention_heads,
-            num_key_value_heads: self.num_key_value_heads,
-            max_position_embeddings: self.max_position_embeddings,
-            image_positions: self.image_positions,
-            ..DecoderConfig::default()
-        }
-    }
-}
-
-/// Supervised fine-tuning of a policy.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SftFile {
-    /// The root of all randomness.
-    pub seed: u64,
-    /// Which policy is trained.
-    #[serde(default)]
-    pub policy: PolicySource,
-    /// Its training.
-    pub stage: StageFile,
-}
-
-/// How long and on what a stage trains.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StageFile {
-    /// Optimiser steps.
-    pub n_steps: usize,
-    /// Images a step.
-    pub batch: usize,
-    /// Probability that a row loses its caption; the tokenizer has none.
-    #[serde(default)]
-    pub caption_dropout: f64,
-    /// Probability that the long caption is taken where there is a choice.
-    #[serde(default)]
-    pub long_captions: f64,
-    /// Saves the checkpoint every so many steps; 0 only at the end, as the tokenizer always is.
-    #[serde(default)]
-    pub save_every: usize,
-    /// The optimiser.
-    pub optim: OptimConfig,
 }
 
 /// Reads a TOML file and the `key=value` changes to it; an error names the key, its place and what may stand there.

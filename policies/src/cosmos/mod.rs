@@ -31,10 +31,11 @@ use candle_core::{DType, Device, Tensor};
 use grpo::{Error, Params, Result, Seed};
 use image::RgbImage;
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 pub use config::CosmosConfig;
 pub use import::{CosmosFiles, PublishedCosmos};
-pub use train::{TrainPlan, TrainStep, train};
+pub use train::{Reconstruction, ReconstructionPlan};
 
 use crate::safetensors_file::{self, Precision};
 use fsq::Fsq;
@@ -135,6 +136,23 @@ impl Cosmos {
         std::fs::create_dir_all(folder.as_ref()).map_err(|error| Error::file(folder.as_ref(), error))?;
         std::fs::write(&config_path, config + "\n").map_err(|error| Error::file(&config_path, error))?;
         safetensors_file::write(&weights_path, &self.tensors, precision)
+    }
+
+    /// What tells this tokenizer from every other: the SHA-256 of its configuration and of its weights as bf16, so that a
+    /// tokenizer that was saved in either precision keeps its fingerprint.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = Sha256::new();
+        let config = serde_json::to_vec(&self.config).map_err(|error| Error::config(error.to_string()))?;
+        hasher.update(config);
+        for (name, tensor) in &self.tensors {
+            hasher.update(name);
+            for piece in safetensors_file::pieces(tensor)? {
+                let bytes = Precision::Bf16.bytes(&piece?);
+                let fault = |value| Error::config(format!("tensor `{name}` holds {value}; load the tokenizer again"));
+                hasher.update(bytes.map_err(fault)?);
+            }
+        }
+        Ok(crate::tokens::hex(&hasher.finalize()))
     }
 
     /// A frozen copy that computes in another type: bf16 for half the time and memory on a GPU, where a latent near the

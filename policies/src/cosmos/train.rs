@@ -9,12 +9,18 @@
 //!    the codes of a plain ground tell of objects far away, which the picture does not need and a policy has to predict;
 //! 3. gradients pass the quantizer's rounding straight through (van den Oord et al., 2017); FSQ has no learned codebook, hence no commitment loss.
 
+use std::path::Path;
+
 use candle_core::Tensor;
-use grpo::{AdamW, Error, Gradients, OptimConfig, Result};
+use grpo::observe::Metrics;
+use grpo::{Error, Gradients, Params, Result, Seed, gallery};
 use image::RgbImage;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::{Cosmos, pixels};
+use crate::safetensors_file::Precision;
+use crate::stage::{Learned, Learner};
 
 /// Weight of the squared error beside the absolute error.
 const SQUARED_WEIGHT: f64 = 4.0;
@@ -25,26 +31,6 @@ const RATE_WEIGHT: f64 = 0.05;
 
 /// Images of a batch whose gradients are computed together; part of the definition of the sum's order.
 const SHARE: usize = 2;
-
-/// How long and how fast a tokenizer is trained.
-#[derive(Clone, Debug)]
-pub struct TrainPlan {
-    /// Optimiser steps; each takes one batch.
-    pub n_steps: usize,
-    /// Rate, schedule and clipping.
-    pub optim: OptimConfig,
-}
-
-/// What a step of tokenizer training reports.
-#[derive(Clone, Copy, Debug)]
-pub struct TrainStep {
-    /// The step, from 0.
-    pub step: usize,
-    /// The loss of the step's batch before its update.
-    pub loss: f64,
-    /// The gradient's norm before clipping.
-    pub grad_norm: f64,
-}
 
 impl Cosmos {
     /// The reconstruction loss of images of one size, differentiable: see the module's head for its terms.
@@ -80,22 +66,116 @@ impl Cosmos {
     }
 }
 
-/// Trains in place: `next_batch` gives the images of each step, `on_step` sees its numbers.
-pub fn train(
-    cosmos: &mut Cosmos,
-    plan: &TrainPlan,
-    mut next_batch: impl FnMut(usize) -> Result<Vec<RgbImage>>,
-    mut on_step: impl FnMut(TrainStep) -> Result<()>,
-) -> Result<()> {
-    let params = cosmos.params();
-    if params.is_empty() {
-        return Err(Error::config("the tokenizer was loaded frozen; make a trainable one with Cosmos::init"));
+/// What a step of tokenizer training sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReconstructionPlan {
+    /// Images a step.
+    pub batch: usize,
+    /// Images that are held out, the last ones.
+    #[serde(default = "held_out")]
+    pub validation_images: usize,
+}
+
+fn held_out() -> usize {
+    32
+}
+
+/// Held-out images that are shown beside what is made of them.
+const SHOWN: usize = 8;
+
+/// Images of one size, learned by a tokenizer.
+pub struct Reconstruction {
+    cosmos: Cosmos,
+    plan: ReconstructionPlan,
+    images: Vec<RgbImage>,
+    held_out: Vec<RgbImage>,
+    seed: Seed,
+}
+
+impl Reconstruction {
+    /// A tokenizer that learns `images`, of one size, each step a batch drawn from all but those held out.
+    pub fn new(cosmos: Cosmos, plan: ReconstructionPlan, mut images: Vec<RgbImage>, seed: Seed) -> Result<Self> {
+        if plan.batch == 0 || images.len() <= plan.validation_images {
+            return Err(Error::config(format!(
+                "batch is {} and {} of {} images are held out; train on at least one image a step",
+                plan.batch,
+                plan.validation_images,
+                images.len()
+            )));
+        }
+        if cosmos.params().is_empty() {
+            return Err(Error::config("the tokenizer was loaded frozen; make a trainable one with Cosmos::init"));
+        }
+        let held_out = images.split_off(images.len() - plan.validation_images);
+        Ok(Self { cosmos, plan, images, held_out, seed })
     }
-    let mut adamw = AdamW::new(params.clone(), plan.optim)?.on_device(crate::device_optimiser());
-    for step in 0..plan.n_steps {
-        let (loss, gradients) = cosmos.batch_gradients(&next_batch(step)?)?;
-        let grad_norm = adamw.step(&gradients, plan.optim.rate(step, plan.n_steps))?;
-        on_step(TrainStep { step, loss, grad_norm })?;
+
+    /// The tokenizer.
+    pub fn cosmos(&self) -> &Cosmos {
+        &self.cosmos
     }
-    Ok(())
+}
+
+impl Learner for Reconstruction {
+    fn params(&self) -> Params {
+        self.cosmos.params()
+    }
+
+    fn learn(&mut self, step: usize, gradients: &mut Gradients) -> Result<Learned> {
+        let mut draws = self.seed.named("batch").fold(step as u64).draws();
+        let drawn = (0..self.plan.batch).filter_map(|_| draws.choose(&self.images).cloned());
+        let (loss, sum) = self.cosmos.batch_gradients(&drawn.collect::<Vec<_>>())?;
+        gradients.add_all(sum)?;
+        Ok(Learned { loss, n_images: self.plan.batch, ..Learned::default() })
+    }
+
+    fn validate(&mut self) -> Result<Metrics> {
+        let Some(made) = self.round_trip(&self.held_out)? else { return Ok(Metrics::new()) };
+        let (mut absolute, mut squared, mut n) = (0.0, 0.0, 0usize);
+        for (made, image) in made.iter().zip(&self.held_out) {
+            for (a, b) in made.iter().zip(image.iter()) {
+                let difference = (f64::from(*a) - f64::from(*b)) / 255.0;
+                (absolute, squared, n) = (absolute + difference.abs(), squared + difference * difference, n + 1);
+            }
+        }
+        let n = n.max(1) as f64;
+        Ok(Metrics::from([
+            ("validation/absolute_error".to_string(), absolute / n),
+            ("validation/psnr".into(), -10.0 * (squared / n).max(1e-10).log10()),
+        ]))
+    }
+
+    fn pictures(&mut self) -> Result<Vec<(String, RgbImage)>> {
+        let shown = &self.held_out[..SHOWN.min(self.held_out.len())];
+        let Some(made) = self.round_trip(shown)? else { return Ok(Vec::new()) };
+        let labelled = |label: &str, images: &[RgbImage]| -> Vec<(String, RgbImage)> {
+            images.iter().map(|image| (label.to_string(), image.clone())).collect()
+        };
+        let rows = [
+            ("held-out images".to_string(), labelled("as it is", shown)),
+            ("their codes".into(), labelled("decoded", &made)),
+        ];
+        Ok(gallery(&rows).map(|picture| ("panel/validation".to_string(), picture)).into_iter().collect())
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        self.cosmos.save(folder, Precision::Bf16)
+    }
+
+    fn identity(&self) -> String {
+        let bytes = self.images.iter().fold(0, |crc, image| crc32c::crc32c_append(crc, image.as_raw()));
+        let config = serde_json::to_string(&self.cosmos.config).unwrap_or_default();
+        format!("{:?}\n{config}\n{} images, crc32c {bytes:08x}\nseed: {:?}\n", self.plan, self.images.len(), self.seed)
+    }
+}
+
+impl Reconstruction {
+    /// Images through codes and back; `None` of no images.
+    fn round_trip(&self, images: &[RgbImage]) -> Result<Option<Vec<RgbImage>>> {
+        let Some(first) = images.first() else { return Ok(None) };
+        let grid = self.cosmos.grid(first.height() as usize, first.width() as usize)?;
+        let codes = self.cosmos.encode(&images.iter().collect::<Vec<_>>())?;
+        self.cosmos.decode(&codes, grid).map(Some)
+    }
 }

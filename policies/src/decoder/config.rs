@@ -186,6 +186,21 @@ impl DecoderConfig {
         self.hidden_size / self.num_attention_heads.max(1)
     }
 
+    /// Arithmetic of a pass over a row of `length` ids of which `scored` are scored, in FLOP: two for each weight of a layer
+    /// and id, causal attention's half of the products, and the head where it is asked. A training step takes three times as
+    /// much, with the passes back; what is made again does not count.
+    pub fn forward_flops(&self, length: usize, scored: usize) -> f64 {
+        let (hidden, head_dim) = (self.hidden_size as f64, self.head_dim() as f64);
+        let (length, scored) = (length as f64, scored as f64);
+        let queries = self.num_attention_heads as f64 * head_dim;
+        let keys = self.num_key_value_heads as f64 * head_dim;
+        let weights = hidden * (2.0 * queries + 2.0 * keys + 3.0 * self.intermediate_size as f64);
+        // Scores and their use, of half of all pairs.
+        let attention = 2.0 * queries * length * length;
+        let layers = self.num_hidden_layers as f64 * (2.0 * weights * length + attention);
+        layers + 2.0 * self.vocab_size as f64 * hidden * scored
+    }
+
     /// An error that names the first size that cannot be meant.
     pub fn check(&self) -> Result<()> {
         let sizes = [
@@ -338,6 +353,25 @@ mod tests {
         assert_eq!(written, want);
         let again = DecoderConfig::from_json(&written.to_string()).unwrap();
         assert_eq!(again.to_json(Precision::F16).unwrap(), config.to_json(Precision::F16).unwrap());
+    }
+
+    /// Of Qwen2.5-0.5B's 357.9 million weights in layers, few (biases, norms) are in no product.
+    #[test]
+    fn arithmetic_is_twice_the_weights_and_the_attention() {
+        let config = DecoderConfig {
+            vocab_size: 215_672,
+            hidden_size: 896,
+            intermediate_size: 4864,
+            num_hidden_layers: 24,
+            num_attention_heads: 14,
+            num_key_value_heads: 2,
+            ..DecoderConfig::default()
+        };
+        let layers = config.forward_flops(1, 0) - 24.0 * 2.0 * 896.0;
+        assert!((layers / 2.0 / 357_898_112.0 - 1.0).abs() < 1e-3, "{layers}");
+        assert_eq!(config.forward_flops(1, 1) - config.forward_flops(1, 0), 2.0 * 215_672.0 * 896.0);
+        let attention = config.forward_flops(1000, 0) - 1000.0 * layers;
+        assert_eq!(attention, 24.0 * 2.0 * 896.0 * 1e6);
     }
 
     #[test]

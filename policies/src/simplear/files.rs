@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use grpo::{Error, Result};
 
-use super::{SimpleAr, TextTokenizer};
+use super::{Grid, SimpleAr, TextTokenizer};
 use crate::cosmos::{Cosmos, CosmosConfig};
 use crate::decoder::folder::{Companions, GENERATION, on_device, read_text, write_text};
 use crate::decoder::{Decoder, DecoderConfig};
@@ -46,6 +46,22 @@ impl SimpleAr {
     /// Reads a checkpoint folder, trainable, for images of `size` rows and columns of pixels, or of the size it was saved
     /// with.
     pub fn load(folder: &Path, size: Option<(usize, usize)>, device: &Device) -> Result<Self> {
+        Self::load_as(folder, device, |decoder, cosmos| match (size, decoder.config().image_grid) {
+            (Some((height, width)), _) => cosmos.grid(height, width),
+            (None, Some(grid)) => Ok(grid),
+            (None, None) => {
+                let message = "config.json has no image_grid, so images have no size; give it, such as --size 512";
+                Err(Error::file(folder, message))
+            }
+        })
+    }
+
+    /// As [`SimpleAr::load`], for images of so many rows and columns of tokens.
+    pub fn load_with_grid(folder: &Path, grid: Grid, device: &Device) -> Result<Self> {
+        Self::load_as(folder, device, |_, _| Ok(grid))
+    }
+
+    fn load_as(folder: &Path, device: &Device, grid: impl FnOnce(&Decoder, &Cosmos) -> Result<Grid>) -> Result<Self> {
         if !folder.is_dir() {
             return Err(Error::file(
                 folder,
@@ -56,14 +72,7 @@ impl SimpleAr {
         let path = folder.join(TOKENIZER);
         let text = TextTokenizer::from_json(&read_text(&path)?).map_err(|error| Error::file(path, error))?;
         let cosmos = Cosmos::load(folder.join(COSMOS), device)?;
-        let grid = match (size, decoder.config().image_grid) {
-            (Some((height, width)), _) => cosmos.grid(height, width)?,
-            (None, Some(grid)) => grid,
-            (None, None) => {
-                let message = "config.json has no image_grid, so images have no size; give it, such as --size 512";
-                return Err(Error::file(folder, message));
-            }
-        };
+        let grid = grid(&decoder, &cosmos)?;
         let policy = Self::new(decoder, Arc::new(cosmos), Arc::new(text), grid);
         Ok(policy.map_err(|error| Error::file(folder, error))?.with_companions(Companions::read(folder)?))
     }

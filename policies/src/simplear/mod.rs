@@ -34,8 +34,10 @@ pub use sampling::Drawn;
 #[cfg(feature = "benches")]
 #[doc(hidden)]
 pub use sampling::midway::Midway;
-pub use stages::{StagePlan, StageStep, TrainingImage, train_stage};
-pub use text::{SPECIAL_TOKENS, TextTokenizer};
+pub use stages::{
+    BatchPlan, CaptionChoice, CaptionedTokens, LossOver, PUBLISHED_PREFIXES, Prefixes, RowConfig, TrainingRow,
+};
+pub use text::{SPECIAL_TOKENS, TextTokenizer, words};
 
 use crate::cosmos::Cosmos;
 use crate::decoder::folder::Companions;
@@ -96,6 +98,12 @@ impl SimpleAr {
         let decoder = decoder.with_image_grid(grid, text.image_start());
         let (law, companions, warnings) = Default::default();
         Ok(Self { decoder, cosmos, text, law, grid, window: 1, companions, warnings })
+    }
+
+    /// The same weights for images of another size: what fine-tuning at a higher resolution starts from.
+    pub fn with_grid(self, grid: Grid) -> Result<Self> {
+        let Self { decoder, cosmos, text, law, companions, warnings, .. } = self;
+        Ok(Self { law, companions, warnings, ..Self::new(decoder, cosmos, text, grid)? })
     }
 
     /// Samples by this law from now on.

@@ -1,10 +1,12 @@
 //! Captions to ids: a Hugging Face `tokenizer.json`, in front of whose end the visual ids begin.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use grpo::{Error, Result};
 use serde_json::{Value, json};
 use tokenizers::Tokenizer;
+
+use crate::tokens::TokenSet;
 
 /// The special tokens that SimpleAR adds to its text tokenizer, in the order of their ids.
 pub const SPECIAL_TOKENS: [&str; 7] = ["<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>"];
@@ -40,7 +42,7 @@ impl TextTokenizer {
     /// The tokenizer of a language model with [`SPECIAL_TOKENS`] behind its last id, as SimpleAR adds them.
     ///
     /// Also gives how many ids there were: the first of the new ones.
-    pub(super) fn extended(json: &str) -> Result<(Self, u32)> {
+    pub fn extended(json: &str) -> Result<(Self, u32)> {
         let fault = |error: &dyn std::fmt::Display| Error::config(error.to_string());
         let tokenizer = Tokenizer::from_bytes(json.as_bytes())
             .map_err(|error| fault(&format!("{error}; give a Hugging Face tokenizer file")))?;
@@ -114,6 +116,38 @@ impl TextTokenizer {
     }
 }
 
+/// The words and signs that captions say at least `min_count` times, folded in case, in the order of their letters: what
+/// [`TextTokenizer::of_words`] takes.
+pub fn words(tokens: &TokenSet, min_count: usize) -> Result<Vec<String>> {
+    let mut counts = BTreeMap::<String, usize>::new();
+    for index in 0..tokens.len() {
+        for line in tokens.row(index)?.lines {
+            for word in split(&line.to_lowercase()) {
+                *counts.entry(word.to_string()).or_default() += 1;
+            }
+        }
+    }
+    Ok(counts.into_iter().filter(|(_, count)| *count >= min_count).map(|(word, _)| word).collect())
+}
+
+/// Runs of letters and runs of signs, as the tokenizer's `Whitespace` parts them (`\w+|[^\w\s]+`).
+fn split(text: &str) -> impl Iterator<Item = &str> {
+    let kind = |c: char| match c {
+        c if c.is_whitespace() => 0,
+        c if c.is_alphanumeric() || c == '_' => 1,
+        _ => 2,
+    };
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        rest = rest.trim_start();
+        let first = kind(rest.chars().next()?);
+        let end = rest.find(|c| kind(c) != first).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        rest = after;
+        Some(word)
+    })
+}
+
 /// The entries of [`SPECIAL_TOKENS`] in a tokenizer file, with ids from `first` on.
 pub(super) fn added_tokens(first: u32) -> Vec<Value> {
     let entry = |(id, token): (u32, &str)| {
@@ -149,6 +183,16 @@ mod tests {
         assert_eq!(tokenizer.n_ids(), 11);
         assert_eq!(tokenizer.prompt("A red, round square").unwrap(), [4, 1, 2, 0, 0, 3, 6]);
         assert_eq!(tokenizer.null_prompt(), [4, 6]);
+    }
+
+    #[test]
+    fn words_are_parted_as_the_tokenizer_parts_them() {
+        let text = "rosé wine: 3.5 glasses, don't_spill -- ☕️!";
+        let words: Vec<&str> = split(text).collect();
+        let tokenizer = TextTokenizer::of_words(words.iter().copied()).unwrap();
+        let encoding = tokenizer.tokenizer.encode_fast(text, false).unwrap();
+        assert_eq!(encoding.get_tokens(), words);
+        assert!(!encoding.get_ids().contains(&0), "{words:?}");
     }
 
     #[test]

@@ -1,0 +1,73 @@
+//! Rows ahead of the trainer: read, worded and tokenised on a thread of their own.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, bounded};
+use grpo::{Error, Result, Seed};
+
+use super::rows::{RowConfig, TrainingRow};
+use crate::simplear::TextTokenizer;
+use crate::tokens::{Order, TokenSet};
+
+/// Batches that wait for the trainer.
+const AHEAD: usize = 4;
+
+/// Where rows come from and what they say.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) tokens: Arc<TokenSet>,
+    pub(super) text: Arc<TextTokenizer>,
+    pub(super) config: RowConfig,
+    /// Decides what rows say.
+    pub(super) seed: Seed,
+}
+
+impl Source {
+    /// A row as it is said in an epoch.
+    pub(super) fn row(&self, index: usize, epoch: u64) -> Result<TrainingRow> {
+        let row = self.tokens.row(index)?;
+        let text = self.config.text(&row.lines, self.seed.fold(epoch).fold(index as u64));
+        self.text.training_row(text.as_deref(), &row.codes, self.config.max_caption_tokens)
+    }
+}
+
+/// Batches in order, from some step on.
+pub(super) struct Loader {
+    batches: Receiver<Result<Vec<TrainingRow>>>,
+    /// The step whose batch comes next.
+    next: usize,
+}
+
+impl Loader {
+    /// Starts reading the batch of step `first`.
+    pub(super) fn start(source: Source, mut order: Order, batch: usize, first: usize) -> Self {
+        let (send, batches) = bounded(AHEAD);
+        std::thread::spawn(move || {
+            for step in first.. {
+                let positions = (step * batch) as u64..((step + 1) * batch) as u64;
+                let n = order.n_trained() as u64;
+                let rows = positions.map(|position| source.row(order.row(position), position / n)).collect();
+                // The trainer has ended.
+                if send.send(rows).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { batches, next: first }
+    }
+
+    /// Whether the batch of this step comes next.
+    pub(super) fn is_at(&self, step: usize) -> bool {
+        self.next == step
+    }
+
+    /// The next batch, and for how many seconds it was not there.
+    pub(super) fn next(&mut self) -> Result<(Vec<TrainingRow>, f64)> {
+        let clock = Instant::now();
+        let gone = |_| Error::config("the thread that reads rows has ended; run again and report its panic");
+        let rows = self.batches.recv().map_err(gone)??;
+        self.next += 1;
+        Ok((rows, clock.elapsed().as_secs_f64()))
+    }
+}

@@ -1,0 +1,356 @@
+//! Pretraining and supervised fine-tuning: the language-modelling loss over rows of captioned tokens.
+//!
+//! As published (SimpleAR, §3.2 and its `preprocess_t2i`): text, special and visual ids are all trained, over the full
+//! vocabulary; with probability 0.1 a row keeps neither prefix nor caption (condition dropout, which guidance needs).
+
+mod loader;
+mod rows;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use grpo::observe::Metrics;
+use grpo::{Error, Gradients, Params, Policy, Prompt, Request, Result, Seed, gallery};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+use loader::{Loader, Source};
+pub use rows::{CaptionChoice, PUBLISHED_PREFIXES, Prefixes, RowConfig, TrainingRow};
+
+use super::{Law, SimpleAr};
+use crate::decoder::{Scores, Targets};
+use crate::safetensors_file::Precision;
+use crate::stage::{Learned, Learner};
+use crate::tokens::{Order, TokenSet};
+
+/// Images that are drawn for each caption of the pictures.
+const DRAWN: u64 = 3;
+
+/// Which ids are trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossOver {
+    /// Every id after the first: text, specials and image, as published.
+    #[default]
+    Row,
+    /// The image's tokens alone.
+    Image,
+}
+
+/// What a step learns from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchPlan {
+    /// Rows a step.
+    pub batch: usize,
+    /// Rows of one pass forward and back; their gradients are added. As many as a card's memory holds where that is less.
+    #[serde(default = "rows_per_backward")]
+    pub rows_per_backward: usize,
+    /// Which ids are trained.
+    #[serde(default)]
+    pub loss: LossOver,
+    /// What rows say.
+    #[serde(default)]
+    pub rows: RowConfig,
+    /// Rows that are held out, the same whatever the seed.
+    #[serde(default = "validation_rows")]
+    pub validation_rows: usize,
+    /// Held-out captions that images are drawn for.
+    #[serde(default = "pictures")]
+    pub pictures: usize,
+    /// How they are drawn.
+    #[serde(default)]
+    pub law: Law,
+}
+
+fn rows_per_backward() -> usize {
+    32
+}
+
+fn validation_rows() -> usize {
+    256
+}
+
+fn pictures() -> usize {
+    8
+}
+
+impl BatchPlan {
+    /// Refuses values that cannot be meant.
+    pub fn check(&self) -> Result<()> {
+        let counts = [("batch", self.batch), ("rows_per_backward", self.rows_per_backward)];
+        if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::config(format!("{name} is 0; give at least 1")));
+        }
+        self.law.check()?;
+        self.rows.check()
+    }
+}
+
+/// Rows of captioned tokens, learned by a policy.
+pub struct CaptionedTokens {
+    policy: SimpleAr,
+    plan: BatchPlan,
+    source: Source,
+    order: Order,
+    loader: Option<Loader>,
+    held_out: Vec<TrainingRow>,
+    prompts: Vec<(Prompt, RgbImage)>,
+    seed: Seed,
+}
+
+impl CaptionedTokens {
+    /// A policy that learns `tokens`, whose grid it must have, and whose visual tokenizer must have made them.
+    ///
+    /// Rows are held out of `validation` where it is given, and of `tokens` where it is not.
+    pub fn new(
+        policy: SimpleAr,
+        plan: BatchPlan,
+        (tokens, validation): (Arc<TokenSet>, Option<Arc<TokenSet>>),
+        seed: Seed,
+    ) -> Result<Self> {
+        plan.check()?;
+        for set in [Some(&tokens), validation.as_ref()].into_iter().flatten() {
+            check_tokens(&policy, set)?;
+        }
+        let source = Source {
+            tokens: tokens.clone(),
+            text: policy.text.clone(),
+            config: plan.rows.clone(),
+            seed: seed.named("rows"),
+        };
+        let n_held_out = if validation.is_some() { 0 } else { plan.validation_rows };
+        let order = Order::new(tokens.len(), n_held_out, seed.named("data"))?;
+        let (from, held_out) = match &validation {
+            None => (&tokens, order.held_out().to_vec()),
+            Some(set) => {
+                let n = plan.validation_rows.min(set.len().saturating_sub(1)).max(1);
+                (set, Order::new(set.len(), n.min(set.len() - 1), Seed::new(0))?.held_out().to_vec())
+            }
+        };
+        // What is held out says the same in every run and at every step, and is never without its caption.
+        let said = RowConfig { caption_dropout: 0.0, ..plan.rows.clone() };
+        let watched =
+            Source { tokens: from.clone(), config: said, seed: Seed::new(0).named("validation"), ..source.clone() };
+        let rows = held_out.iter().map(|index| watched.row(*index, 0)).collect::<Result<_>>()?;
+        let shown = &held_out[..plan.pictures.min(held_out.len())];
+        let prompts = shown.iter().map(|index| shown_prompt(&policy, &watched, *index)).collect::<Result<_>>()?;
+        Ok(Self { policy, plan, source, order, loader: None, held_out: rows, prompts, seed })
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &SimpleAr {
+        &self.policy
+    }
+
+    /// Rows of an epoch.
+    pub fn n_trained(&self) -> usize {
+        self.order.n_trained()
+    }
+
+    /// The batch of a step, from the thread that reads ahead.
+    fn batch(&mut self, step: usize) -> Result<(Vec<TrainingRow>, f64)> {
+        let loader = match self.loader.take().filter(|loader| loader.is_at(step)) {
+            Some(loader) => loader,
+            None => Loader::start(self.source.clone(), self.order.clone(), self.plan.batch, step),
+        };
+        self.loader.insert(loader).next()
+    }
+
+    /// Rows that go through the decoder together.
+    fn rows_at_once(&self, _rows: &[TrainingRow]) -> Result<usize> {
+        #[cfg(feature = "cuda")]
+        if self.policy.decoder.on_card() {
+            let longest = _rows.iter().map(|row| row.ids.len()).max().unwrap_or(1);
+            let vocabulary = self.policy.decoder.config().vocab_size;
+            let fit = crate::cuda::rows_that_fit(&self.policy.decoder, longest, vocabulary)?;
+            return Ok(self.plan.rows_per_backward.min(fit));
+        }
+        Ok(self.plan.rows_per_backward)
+    }
+}
+
+/// The sums of a pass over rows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    image: f64,
+    n_image: usize,
+    text: f64,
+    n_text: usize,
+}
+
+impl Sums {
+    fn add(&mut self, other: Self) {
+        self.image += other.image;
+        self.n_image += other.n_image;
+        self.text += other.text;
+        self.n_text += other.n_text;
+    }
+
+    /// The mean over all trained ids, and over those of images and texts, under these names.
+    fn means(&self, [all, image, text]: [&str; 3]) -> Metrics {
+        let mean = |sum: f64, n: usize| (n > 0).then(|| sum / n as f64);
+        let named = [
+            (all, mean(self.image + self.text, self.n_image + self.n_text)),
+            (image, mean(self.image, self.n_image)),
+            (text, mean(self.text, self.n_text)),
+        ];
+        named.into_iter().filter_map(|(name, mean)| Some((name.to_string(), mean?))).collect()
+    }
+}
+
+impl SimpleAr {
+    /// Log-probabilities, over the full vocabulary, of the trained ids of rows, with the sums of their negatives.
+    fn row_scores(&self, rows: &[TrainingRow], loss: LossOver) -> Result<(Scores, Sums)> {
+        let read: Vec<&[u32]> = rows.iter().map(|row| &row.ids[..row.ids.len().saturating_sub(1)]).collect();
+        let (mut places, mut ids, mut of_image) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, TrainingRow { ids: all, image_at }) in rows.iter().enumerate() {
+            let first = if loss == LossOver::Row { 1 } else { *image_at };
+            for (at, id) in all.iter().enumerate().skip(first) {
+                places.push((row, at - 1));
+                ids.push(*id);
+                of_image.push(at >= *image_at);
+            }
+        }
+        let slice = 0..self.decoder.config().vocab_size;
+        let scores = self.decoder.score(&read, &Targets { places, ids, slice, temperature: 1.0 })?;
+        let mut sums = Sums::default();
+        for (log_prob, of_image) in scores.log_probs.detach().to_vec1::<f32>()?.into_iter().zip(of_image) {
+            let nll = -f64::from(log_prob);
+            match of_image {
+                true => (sums.image, sums.n_image) = (sums.image + nll, sums.n_image + 1),
+                false => (sums.text, sums.n_text) = (sums.text + nll, sums.n_text + 1),
+            }
+        }
+        Ok((scores, sums))
+    }
+
+    /// The mean negative log-likelihood of rows of tokens, without a gradient: `{name}nll` over all ids after the first, and
+    /// `{name}image_nll`, `{name}text_nll`.
+    fn nll_of(&self, rows: &[TrainingRow], at_once: usize) -> Result<Sums> {
+        let policy = self.detached()?;
+        let mut sums = Sums::default();
+        for part in rows.chunks(at_once.max(1)) {
+            sums.add(policy.row_scores(part, LossOver::Row)?.1);
+        }
+        Ok(sums)
+    }
+}
+
+impl Learner for CaptionedTokens {
+    fn params(&self) -> Params {
+        self.policy.params()
+    }
+
+    fn learn(&mut self, step: usize, gradients: &mut Gradients) -> Result<Learned> {
+        let (rows, waited_s) = self.batch(step)?;
+        let n_trained = |row: &TrainingRow| match self.plan.loss {
+            LossOver::Row => row.ids.len() - 1,
+            LossOver::Image => row.ids.len() - row.image_at,
+        };
+        let total: usize = rows.iter().map(n_trained).sum();
+        let mut sums = Sums::default();
+        for part in rows.chunks(self.rows_at_once(&rows)?) {
+            let (Scores { log_probs, tape, .. }, of_part) = self.policy.row_scores(part, self.plan.loss)?;
+            backward(&log_probs, tape, -1.0 / total.max(1) as f64, &self.policy, gradients)?;
+            sums.add(of_part);
+        }
+        let mut metrics = sums.means(["loss", "loss/image", "loss/text"]);
+        let loss = metrics.remove("loss").unwrap_or(f64::NAN);
+        let n_seen = (step + 1) * self.plan.batch;
+        metrics.insert("epoch".into(), n_seen as f64 / self.order.n_trained() as f64);
+        let config = self.policy.decoder.config();
+        let flops = rows.iter().map(|row| 3.0 * config.forward_flops(row.ids.len() - 1, n_trained(row))).sum();
+        let n_tokens = rows.iter().map(|row| row.ids.len()).sum();
+        Ok(Learned { loss, n_images: rows.len(), n_tokens, flops, waited_s, metrics })
+    }
+
+    fn validate(&mut self) -> Result<Metrics> {
+        let sums = self.policy.nll_of(&self.held_out, self.plan.rows_per_backward)?;
+        Ok(sums.means(["validation/nll", "validation/image_nll", "validation/text_nll"]))
+    }
+
+    fn pictures(&mut self) -> Result<Vec<(String, RgbImage)>> {
+        let policy = self.policy.detached()?.with_law(self.plan.law.clone())?;
+        let seed = Seed::new(0).named("validation pictures");
+        let requests: Vec<Request<'_>> = (0u64..)
+            .zip(&self.prompts)
+            .flat_map(|(row, (prompt, _))| {
+                (0..DRAWN).map(move |draw| Request { prompt, seed: seed.fold(row).fold(draw) })
+            })
+            .collect();
+        let mut drawn = Vec::new();
+        for part in requests.chunks(self.plan.rows_per_backward) {
+            let images = policy.sample(part).map_err(|error| Error::policy("sample", error))?;
+            drawn.extend(images.into_iter().map(|completion| completion.sample));
+        }
+        let rows: Vec<(String, Vec<(String, RgbImage)>)> = self
+            .prompts
+            .iter()
+            .zip(drawn.chunks(DRAWN as usize))
+            .map(|((prompt, picture), drawn)| {
+                let first = ("its tokens".to_string(), picture.clone());
+                let drawn = drawn.iter().enumerate().map(|(at, picture)| (format!("drawn {at}"), picture.clone()));
+                (prompt.text.clone(), std::iter::once(first).chain(drawn).collect())
+            })
+            .collect();
+        Ok(gallery(&rows).map(|picture| ("panel/validation".to_string(), picture)).into_iter().collect())
+    }
+
+    fn save(&self, folder: &Path) -> Result<()> {
+        self.policy.save(folder, Precision::F32)
+    }
+
+    fn identity(&self) -> String {
+        let plan = BatchPlan { law: Law::default(), pictures: 0, ..self.plan.clone() };
+        let plan = toml::to_string(&plan).unwrap_or_default();
+        let (rows, columns) = self.policy.grid();
+        format!("{plan}tokens: {}\ngrid: {rows} x {columns}\nseed: {:?}\n", self.source.tokens.identity(), self.seed)
+    }
+}
+
+/// Adds the gradient of `share` times the sum of log-probabilities.
+fn backward(
+    log_probs: &Tensor,
+    tape: Option<crate::decoder::Tape>,
+    share: f64,
+    policy: &SimpleAr,
+    gradients: &mut Gradients,
+) -> Result<()> {
+    match tape {
+        Some(tape) => tape.backward(&(log_probs.ones_like()? * share)?, None, gradients),
+        None => gradients.add_backward(&(log_probs.sum_all()? * share)?, &policy.params()),
+    }
+}
+
+/// A held-out caption with what its tokens look like.
+fn shown_prompt(policy: &SimpleAr, source: &Source, index: usize) -> Result<(Prompt, RgbImage)> {
+    let row = source.tokens.row(index)?;
+    let text = source.config.text(&row.lines, source.seed.fold(0).fold(index as u64)).unwrap_or_default();
+    let codes: Vec<u32> = row.codes.iter().map(|code| u32::from(*code)).collect();
+    let picture = policy.decode(&[codes])?.pop().unwrap_or_default();
+    Ok((Prompt::new(text), picture))
+}
+
+/// An error for tokens of another grid or visual tokenizer than the policy's.
+fn check_tokens(policy: &SimpleAr, tokens: &TokenSet) -> Result<()> {
+    let fault = |what: String| {
+        Err(Error::config(format!("{what}: tokenise the corpus with the policy's own visual tokenizer and size")))
+    };
+    if tokens.grid() != policy.grid() {
+        return fault(format!(
+            "the tokens have a grid of {:?} and the policy one of {:?}",
+            tokens.grid(),
+            policy.grid()
+        ));
+    }
+    let (theirs, ours) = (tokens.n_codes(), policy.cosmos.n_codes());
+    if theirs != ours {
+        return fault(format!("the tokens are of a codebook of {theirs} and the policy's has {ours}"));
+    }
+    match tokens.tokenizer() == policy.cosmos.fingerprint()? {
+        true => Ok(()),
+        false => fault("the tokens were made by another visual tokenizer than the policy's".into()),
+    }
+}
