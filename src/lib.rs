@@ -29,6 +29,7 @@
 //! | [`advantages`], [`loss`], [`objective`] | pure functions and their settings, paper and equation in the head |
 //! | [`Trainer`], [`AdamW`], [`Checkpoint`] | the loop, the optimiser, exact resume |
 //! | [`observe`], [`tensorboard`], [`panel`](fn@panel), [`chart`] | where numbers and pictures go |
+//! | [`picture`] | untrusted pictures decoded, resized and cropped as published programs do |
 //! | [`testing`] | a toy policy whose every probability is known; `check_policy` and `check_reward` for your own |
 
 #![forbid(unsafe_code)]
@@ -51,6 +52,7 @@ pub mod objective;
 pub mod observe;
 mod optim;
 mod panel;
+pub mod picture;
 mod policy;
 mod progress;
 mod prompt;

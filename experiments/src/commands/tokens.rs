@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use clap::Args;
+use grpo::picture::open_image;
 use grpo_policies::cosmos::Cosmos;
 use grpo_policies::simplear::shapes_cosmos;
-use grpo_rewards::open_image;
 use serde::{Deserialize, Serialize};
 
 use super::{print, progress, tell};
@@ -40,7 +40,7 @@ impl TokenizerArgs {
 pub struct Tokenize {
     #[command(flatten)]
     tokenizer: TokenizerArgs,
-    /// PNG or JPEG files whose sides are multiples of the tokenizer's patch (16 for Cosmos DV8x16x16).
+    /// PNG, JPEG or WebP files whose sides are multiples of the tokenizer's patch (16 for Cosmos DV8x16x16).
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// Where the lines go; standard output where absent.
