@@ -335,7 +335,7 @@ fn damaged_files_are_named() {
     mistake(
         folder.path(),
         &["score", "--reward", "brightness", "--prompt", "x", &path("broken.png")],
-        &["broken.png", "PNG or JPEG"],
+        &["broken.png", "PNG, JPEG or WebP"],
     );
 
     assert_eq!(train(folder.path(), &["--set", "name=t"]).code, 0);

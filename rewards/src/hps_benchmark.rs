@@ -13,7 +13,7 @@ use grpo::{BoxError, Error, Prompt, Result, Reward};
 use image::RgbImage;
 
 use crate::evaluation::{Counts, FailedImage, Report, Row, mean, sampler_settings};
-use crate::image_file::open_image;
+use grpo::picture::open_image;
 
 /// Images whose mean is one value of the spread.
 const BLOCK: usize = 80;

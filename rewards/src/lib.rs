@@ -12,7 +12,6 @@
 //! | [`geneval`] | GenEval's published rules behind a `Detector` trait |
 //! | [`dpg`], [`hps_benchmark`] | DPG-Bench and the HPSv2 benchmark on folders of images |
 //! | [`evaluation`] | the form in which benchmarks report |
-//! | `resize` (feature `onnx`) | Pillow's bicubic resizing, bit for bit |
 //! | [`shapes`] | the embedded world: scenes, renderer, captions, prompts, exact detector |
 //! | [`Brightness`], [`JpegCompressibility`] | two rewards that show whether anything is learnt at all |
 
@@ -26,8 +25,6 @@ pub mod ocr;
 pub mod onnx;
 #[cfg(feature = "http")]
 pub mod remote;
-#[cfg(feature = "onnx")]
-pub mod resize;
 
 mod brightness;
 mod compressibility;
@@ -36,10 +33,8 @@ pub mod evaluation;
 pub mod exchange;
 pub mod geneval;
 pub mod hps_benchmark;
-mod image_file;
 pub mod process;
 pub mod shapes;
 
 pub use brightness::Brightness;
 pub use compressibility::JpegCompressibility;
-pub use image_file::{image_size, open_image, open_image_upright};

@@ -2,6 +2,7 @@
 #![cfg(feature = "onnx")]
 #![expect(clippy::unwrap_used, reason = "in a test a failure is a panic, helpers included")]
 
+#[path = "../../tests/golden/mod.rs"]
 mod golden;
 
 use std::collections::BTreeMap;

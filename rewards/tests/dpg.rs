@@ -122,7 +122,7 @@ fn a_file_that_fails_is_named_with_its_reason() {
     let report = judged(&golden, folder.path(), Mode::Fixed, 4);
     let failed: Vec<(&str, &str)> = report.failed.iter().map(|f| (f.image.as_str(), f.reason.as_str())).collect();
     assert_eq!(failed.len(), 3);
-    assert!(failed[0].0 == "12.png" && failed[0].1.contains("give a PNG or JPEG file"), "{failed:?}");
+    assert!(failed[0].0 == "12.png" && failed[0].1.contains("give a PNG, JPEG or WebP file"), "{failed:?}");
     assert!(failed[1].0 == "chain.png" && failed[1].1.contains("20x20 pixels, which is no grid of 4"), "{failed:?}");
     let official = judged(&golden, folder.path(), Mode::Official, 4);
     let named = official.failed.iter().find(|failed| failed.image == "partiprompts97.png").unwrap();

@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use grpo::picture::{open_image, open_image_upright};
 use grpo_rewards::evaluation::Report;
 use grpo_rewards::geneval::{
     Benchmark, COLORS, GenEval, ImageVerdict, RecordedDetections, Tag, object_names, prompts, read_folders,
 };
 use grpo_rewards::shapes::{Color, DEFAULT_SIDE, ShapesDetector, held_out_prompts, render, scene_for};
-use grpo_rewards::{open_image, open_image_upright};
 use image::RgbImage;
 
 #[test]

@@ -4,9 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use grpo::picture::open_image;
 use grpo::{Policy, Prompt, Seed};
 use grpo_policies::simplear::{ImageTrace, Law, SimpleAr, Vocabulary};
-use grpo_rewards::open_image;
 use grpo_rewards::shapes::{DEFAULT_SIDE, captions, held_out_prompts, render, scene_for};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,8 @@ use crate::failure::{Failure, Outcome};
 pub struct Nll {
     #[command(flatten)]
     policy: SampledPolicyArgs,
-    /// A JSON list, or one JSON object a line, with "caption" (or "prompt") and either "image_path" (or "image"; a PNG or
-    /// JPEG of the policy's size, relative to this file) or "codes"; scenes of the Shapes world's held-out prompts where
+    /// A JSON list, or one JSON object a line, with "caption" (or "prompt") and either "image_path" (or "image"; a PNG,
+    /// JPEG or WebP of the policy's size, relative to this file) or "codes"; scenes of the Shapes world's held-out prompts where
     /// absent.
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use grpo::picture::{image_size, is_named_as_image, open_image};
 use grpo::{Failed, Prompt, RewardSet};
-use grpo_rewards::{image_size, open_image};
 use image::RgbImage;
 use serde_json::{Map, Value, json};
 
@@ -37,7 +37,7 @@ pub struct Score {
     /// Images scored at a time; as many as fit 256 MiB, and at most 32, where absent.
     #[arg(long, value_parser = at_least_one())]
     batch: Option<usize>,
-    /// PNG or JPEG files, or folders of them.
+    /// PNG, JPEG or WebP files, or folders of them.
     #[arg(required = true)]
     images: Vec<PathBuf>,
     /// One JSON object a line for each image and prompt.
@@ -205,14 +205,13 @@ fn image_files(given: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
             continue;
         }
         let entries = std::fs::read_dir(path).map_err(|error| grpo::Error::file(path, error))?;
-        let is_image = |path: &PathBuf| {
-            let ending = path.extension().and_then(|ending| ending.to_str()).map(str::to_lowercase);
-            ending.is_some_and(|ending| ["png", "jpg", "jpeg"].contains(&ending.as_str()))
-        };
-        let mut inside: Vec<PathBuf> =
-            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file() && is_image(path)).collect();
+        let mut inside: Vec<PathBuf> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file() && is_named_as_image(path))
+            .collect();
         if inside.is_empty() {
-            return Err(Failure::user(format!("{}: the folder holds no PNG or JPEG file", path.display())));
+            return Err(Failure::user(format!("{}: the folder holds no PNG, JPEG or WebP file", path.display())));
         }
         inside.sort();
         files.extend(inside);

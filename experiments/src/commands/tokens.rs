@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use candle_core::Device;
 use clap::Args;
+use grpo::picture::open_image;
 use grpo_policies::cosmos::Cosmos;
 use grpo_policies::simplear::shapes_cosmos;
 use grpo_policies::tokens;
-use grpo_rewards::open_image;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +45,8 @@ impl TokenizerArgs {
 pub struct Tokenize {
     #[command(flatten)]
     tokenizer: TokenizerArgs,
-    /// Images whose sides are multiples of the tokenizer's patch (16 for Cosmos DV8x16x16), in place of a corpus.
+    /// PNG, JPEG or WebP files whose sides are multiples of the tokenizer's patch (16 for Cosmos DV8x16x16), in place of a
+    /// corpus.
     #[arg(conflicts_with_all = ["data", "shapes"])]
     images: Vec<PathBuf>,
     #[command(flatten)]

@@ -39,15 +39,28 @@ pub(super) fn of_picture(short: Option<&str>, long: Option<&str>) -> Result<Capt
 
 /// The lines of a label file, each trimmed; the empty ones are kept, as a line's number is its meaning.
 pub(super) fn of_labels(bytes: &[u8]) -> Result<Caption, Fault> {
-    let lines: Vec<String> = utf8(bytes)?.lines().map(|line| line.trim().to_owned()).collect();
+    // Python's universal newlines: a carriage return by itself ends a line too.
+    let text = utf8(bytes)?.replace("\r\n", "\n").replace('\r', "\n");
+    let lines: Vec<String> = text.lines().map(|line| strip(line).to_owned()).collect();
     match lines.iter().all(String::is_empty) {
         true => Err(Fault::new(Reason::EmptyCaption, "the label file is empty")),
         false => Ok(Caption { lines }),
     }
 }
 
+/// Without white space at its ends, as Python's `str.strip` sees it: the four information separators are white space too.
+pub(crate) fn strip(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
+}
+
+/// The lines of a label file, or why there are none.
+#[cfg(test)]
+pub(crate) fn label_lines(bytes: &[u8]) -> Result<Vec<String>, Reason> {
+    of_labels(bytes).map(|caption| caption.lines).map_err(|fault| fault.reason)
+}
+
 fn one_line(text: &str) -> String {
-    text.trim().replace("\r\n", " ").replace(['\n', '\r'], " ")
+    strip(text).replace("\r\n", " ").replace(['\n', '\r'], " ")
 }
 
 #[cfg(test)]
@@ -77,6 +90,7 @@ mod tests {
         };
         check(b"short", Ok(&["short"]));
         check(b" short \r\nlong\n", Ok(&["short", "long"]));
+        check(b"short\rlong\x1f", Ok(&["short", "long"]));
         check(b"\nlong\nmore", Ok(&["", "long", "more"]));
         check(b"", Err(Reason::EmptyCaption));
         check(b" \n\t\n", Err(Reason::EmptyCaption));

@@ -33,6 +33,9 @@ use std::path::Path;
 use grpo::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+pub(crate) use caption::label_lines;
+pub(crate) use caption::strip;
 pub use entry::{Caption, Content, Entry, Found, Reason, Skipped};
 
 use codes::TokenFolder;

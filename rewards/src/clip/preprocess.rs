@@ -4,7 +4,7 @@ use grpo::{Error, Result};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use crate::resize::{Axis, Filter, PassOrder, float_window, pillow_window};
+use grpo::picture::resize::{Axis, Filter, PassOrder, float_window, pillow_window};
 
 /// CLIP's channel means, of values in `[0, 1]`.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];

@@ -9,7 +9,7 @@ use super::questions::{Mode, Questions};
 use super::score::{FileScore, score_file};
 use super::vqa::Vqa;
 use crate::evaluation::{Counts, FailedImage, Report, Row, mean, sampler_settings};
-use crate::image_file::open_image;
+use grpo::picture::{is_named_as_image, open_image};
 
 /// The pictures in a file of every published number.
 const MAX_PICTURES: usize = 4;
@@ -38,7 +38,7 @@ pub struct Benchmark {
 }
 
 impl Benchmark {
-    /// Lists a folder's PNG and JPEG files, `ITEM.png` with the pictures of each prompt; no image is opened yet.
+    /// Lists a folder's PNG, JPEG and WebP files, `ITEM.png` with the pictures of each prompt; no image is opened yet.
     pub fn read(dir: &Path, questions: Questions, settings: Settings) -> Result<Self> {
         let Settings { mode, n_pictures, resolution } = settings;
         if !(1..=MAX_PICTURES).contains(&n_pictures) || !(1..=MAX_SIDE).contains(&resolution) {
@@ -126,14 +126,10 @@ fn image_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let paths: std::io::Result<Vec<PathBuf>> =
         std::fs::read_dir(dir).map_err(failed)?.map(|entry| Ok(entry?.path())).collect();
     let mut paths = paths.map_err(failed)?;
-    let is_image = |path: &PathBuf| {
-        let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
-        path.is_file() && ending.is_some_and(|ending| ["png", "jpg", "jpeg"].contains(&ending.as_str()))
-    };
-    paths.retain(is_image);
+    paths.retain(|path| path.is_file() && is_named_as_image(path));
     paths.sort();
     match paths.is_empty() {
-        true => Err(Error::file(dir, "no PNG or JPEG file in it; give one file for each item, named by its id")),
+        true => Err(Error::file(dir, "no PNG, JPEG or WebP file in it; give one file for each item, named by its id")),
         false => Ok(paths),
     }
 }

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Verdict;
-use crate::image_file::decode_picture;
+use grpo::picture::decode_within;
 
-pub use crate::image_file::{MAX_DECODED_BYTES, MAX_SIDE};
+pub use grpo::picture::{MAX_DECODED_BYTES, MAX_SIDE};
 
 /// The version of the message; a scorer refuses one that it does not know.
 pub const PROTOCOL: u32 = 1;
@@ -188,7 +188,7 @@ impl Request {
         for (row, n_bytes) in lengths.into_iter().enumerate() {
             let (picture, behind) = rest.split_at(n_bytes);
             rest = behind;
-            let image = decode_picture(picture, format, budget);
+            let image = decode_within(picture, format, budget);
             let image = image.map_err(|error| refused(format!("image {row}: {error}")))?;
             budget = budget.saturating_sub(image.as_raw().len() as u64);
             images.push(image);

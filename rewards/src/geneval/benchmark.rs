@@ -12,7 +12,7 @@ use super::judge::Verdict;
 use super::metadata::{Metadata, Tag};
 use super::prompts::prompts;
 use crate::evaluation::{Counts, FailedImage, Report, Row, mean, sampler_settings};
-use crate::image_file::open_image_upright;
+use grpo::picture::open_image_upright;
 
 /// Images of each prompt in every published number.
 const IMAGES_PER_PROMPT: usize = 4;

@@ -11,7 +11,7 @@ use super::recognise::{HEIGHT, agreement, decoded, input};
 use super::scorer::OcrScorer;
 use crate::onnx::{Dim, Element, Folder, Input, Interface, Manifest, Port, Precision, Scorer, Session};
 use crate::onnx::{SessionOptions, check_picture};
-use crate::resize::{Axis, Filter, float_window};
+use grpo::picture::resize::{Axis, Filter, float_window};
 
 /// The detector takes sides that are multiples of this.
 const STEP: f32 = 32.0;

@@ -237,8 +237,7 @@ mod tests {
     }
 
     fn golden() -> (Golden, TextTokenizer) {
-        let golden: Golden =
-            serde_json::from_str(include_str!("../../../tests/golden/training_rows.json")).unwrap();
+        let golden: Golden = serde_json::from_str(include_str!("../../../tests/golden/training_rows.json")).unwrap();
         let text =
             TextTokenizer::from_json(include_str!("../../../tests/golden/training_rows/tokenizer.json")).unwrap();
         assert_eq!((text.n_ids(), &golden.prefixes[..]), (golden.n_text_ids, &lines(&PUBLISHED_PREFIXES)[..]));

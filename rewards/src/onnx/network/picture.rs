@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clip::Preprocess;
 use crate::onnx::{Dim, check_picture};
-use crate::resize::{Axis, Filter, PassOrder, float_window, pillow_window};
+use grpo::picture::resize::{Axis, Filter, PassOrder, float_window, pillow_window};
 
 /// How a picture becomes a network's input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

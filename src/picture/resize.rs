@@ -1,15 +1,16 @@
 //! Resizing in the arithmetics that published scores were computed with: Pillow's on bytes, torch's on floats.
 //!
 //! No crate is bit-exact with Pillow: the order of the passes and the 8-bit picture between them matter as much as the
-//! kernel. Only the pixels that survive a crop are computed: the passes are separable, so the result is the same and a
-//! very long image costs no more memory than its own width or height.
+//! kernel. Only the pixels that survive a crop are computed, from those that they read: the passes are separable, so the
+//! result is the same and a very long image costs no more memory than its own width or height.
 //!
 //! Sources: Pillow's `Resample.c` (12.0 and 13.0) and torch's `interpolate`, with and without antialiasing.
 
+use std::ops::{Range, RangeInclusive};
+
 use image::RgbImage;
 
-/// Bits after the binary point of Pillow's integer weights.
-const PRECISION: u32 = 32 - 8 - 2;
+use super::passes::{Part, Taps, Value, across, down};
 
 /// Keys' cubic with Pillow's sharpness, which antialiased resizing uses.
 const PILLOW_SHARPNESS: f64 = -0.5;
@@ -28,7 +29,7 @@ pub enum PassOrder {
 /// `image` at `width` by `height`, bit for bit as Pillow's `Image.resize((width, height), BICUBIC)` makes it.
 ///
 /// ```
-/// use grpo_rewards::resize::{PassOrder, pillow_bicubic};
+/// use grpo::picture::resize::{PassOrder, pillow_bicubic};
 ///
 /// let grey = image::RgbImage::from_pixel(640, 480, image::Rgb([150; 3]));
 /// let small = pillow_bicubic(&grey, 224, 224, PassOrder::Pillow12);
@@ -48,33 +49,50 @@ pub fn pillow_bicubic(image: &RgbImage, width: u32, height: u32, order: PassOrde
 
 /// The window that `[columns, rows]` describe of the picture resized as Pillow does, with one of the antialiasing filters,
 /// `[rows, columns, 3]`; every side is at least 1.
-pub(crate) fn pillow_window(image: &RgbImage, [columns, rows]: [Axis; 2], filter: Filter, order: PassOrder) -> Vec<u8> {
-    let loss = |axis: &Axis| axis.source as i128 - axis.resized as i128;
-    let columns_first = order == PassOrder::Pillow13 && loss(&rows) > 0 && loss(&rows) > 2 * loss(&columns);
-    if columns_first {
-        let low = down(image.as_raw(), columns.source, &rows, filter);
-        across(&low, &columns, filter)
-    } else {
-        let narrow = across(image.as_raw(), &columns, filter);
-        down(&narrow, columns.kept, &rows, filter)
-    }
+pub fn pillow_window(image: &RgbImage, axes: [Axis; 2], filter: Filter, order: PassOrder) -> Vec<u8> {
+    resampled(&whole(image, image.as_raw()), &axes, filter, order)
 }
 
 /// The window that `[columns, rows]` describe of the picture resized as torch does a tensor in `[0, 1]`,
 /// `[rows, columns, 3]`; nothing is rounded or clamped, and every side is at least 1.
-pub(crate) fn float_window(image: &RgbImage, [columns, rows]: [Axis; 2], filter: Filter) -> Vec<f32> {
+pub fn float_window(image: &RgbImage, axes: [Axis; 2], filter: Filter) -> Vec<f32> {
     let floats: Vec<f32> = image.as_raw().iter().map(|&byte| f32::from(byte) / 255.0).collect();
-    let narrow = across(&floats, &columns, filter);
-    down(&narrow, columns.kept, &rows, filter)
+    resampled(&whole(image, &floats), &axes, filter, PassOrder::Pillow12)
+}
+
+fn whole<'a, V>(image: &RgbImage, values: &'a [V]) -> Part<'a, V> {
+    let (width, height) = image.dimensions();
+    Part::new(values, 0..width as usize, 0..height as usize)
+}
+
+/// The window that `[columns, rows]` describe of a picture of which at least the part is there that it reads.
+pub(super) fn resampled<V: Value>(
+    part: &Part<'_, V>,
+    [columns, rows]: &[Axis; 2],
+    filter: Filter,
+    order: PassOrder,
+) -> Vec<V> {
+    let (by_column, by_row) = (columns.taps::<V>(filter), rows.taps::<V>(filter));
+    let loss = |axis: &Axis| axis.source as i128 - axis.resized as i128;
+    let columns_first = order == PassOrder::Pillow13 && loss(rows) > 0 && loss(rows) > 2 * loss(columns);
+    if columns_first {
+        let low = down(part, &by_row, by_column.reads());
+        across(&Part::new(&low, by_column.reads(), rows.window()), &by_column, rows.window())
+    } else {
+        let narrow = across(part, &by_column, by_row.reads());
+        down(&Part::new(&narrow, columns.window(), by_row.reads()), &by_row, columns.window())
+    }
 }
 
 /// How one axis is resampled.
-#[derive(Clone, Copy)]
-pub(crate) enum Filter {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
     /// The kernel widens when shrinking, and is cut and renormalised at the border.
     BicubicAntialias,
     /// As [`Filter::BicubicAntialias`], with the triangle for a kernel.
     BilinearAntialias,
+    /// The mean of the pixels whose centres fall into the output's, Pillow's BOX: where two fall on one, of both.
+    BoxAntialias,
     /// Four taps whatever the scale; taps beyond the border read its last pixel.
     Bicubic,
     /// Two taps whatever the scale; taps beyond the border read its last pixel.
@@ -82,47 +100,60 @@ pub(crate) enum Filter {
 }
 
 /// One axis of the way from the source to a window of the resized picture.
-pub(crate) struct Axis {
-    source: usize,
-    resized: usize,
-    start: usize,
-    kept: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    pub(super) source: usize,
+    pub(super) resized: usize,
+    pub(super) start: usize,
+    pub(super) kept: usize,
 }
 
 impl Axis {
     /// Everything is kept.
-    pub(crate) fn whole(source: u32, resized: usize) -> Self {
+    pub fn whole(source: u32, resized: usize) -> Self {
         Self { source: source as usize, resized, start: 0, kept: resized }
     }
 
     /// The short edge becomes `size`, this one `floor(size * source / short)`, and the middle is kept.
-    pub(crate) fn centred(source: u32, short: u32, size: usize) -> Self {
+    pub fn centred(source: u32, short: u32, size: usize) -> Self {
         Self::cropped(source, short, size, size)
     }
 
     /// As [`Axis::centred`], of which the middle `kept` are kept; at most `size`.
-    pub(crate) fn cropped(source: u32, short: u32, size: usize, kept: usize) -> Self {
+    pub fn cropped(source: u32, short: u32, size: usize, kept: usize) -> Self {
         let resized = (size as u128 * u128::from(source) / u128::from(short)) as usize;
         // Python's `round` takes halves to even, and so do the peers' crops.
         let start = ((resized - kept) as f64 / 2.0).round_ties_even() as usize;
         Self { source: source as usize, resized, start, kept }
     }
 
-    fn taps<V: Value>(&self, filter: Filter) -> Vec<Taps<V::Weight>> {
+    /// The pixels of the resized axis that are kept.
+    pub(super) fn window(&self) -> Range<usize> {
+        self.start..self.start + self.kept
+    }
+
+    /// The pixels of the source that the window is made of.
+    pub(super) fn reads(&self, filter: Filter) -> Range<usize> {
+        self.taps::<u8>(filter).reads()
+    }
+
+    fn taps<V: Value>(&self, filter: Filter) -> Taps<V> {
         let scale = self.source as f64 / self.resized as f64;
+        let antialias =
+            |pixel, radius, kernel: fn(f64) -> f64| antialias_taps(pixel, (scale, self.source), radius, kernel);
         let exact = |pixel| match filter {
-            Filter::BicubicAntialias => antialias_taps(pixel, scale, self.source, 2.0, |x| cubic(x, PILLOW_SHARPNESS)),
-            Filter::BilinearAntialias => antialias_taps(pixel, scale, self.source, 1.0, |x| (1.0 - x.abs()).max(0.0)),
+            Filter::BicubicAntialias => antialias(pixel, 2.0, |x| cubic(x, PILLOW_SHARPNESS)),
+            Filter::BilinearAntialias => antialias(pixel, 1.0, |x| (1.0 - x.abs()).max(0.0)),
+            Filter::BoxAntialias => antialias(pixel, 0.5, |x| if x > -0.5 && x <= 0.5 { 1.0 } else { 0.0 }),
             Filter::Bicubic => fixed_taps(pixel, scale, self.source, -1..=2, |x| cubic(x, TORCH_SHARPNESS)),
             Filter::Bilinear => fixed_taps(pixel, scale, self.source, 0..=1, |x| 1.0 - x.abs()),
         };
-        let window = self.start..self.start + self.kept;
-        window.map(|pixel| exact(pixel).into_iter().map(|(at, weight)| (at, V::weight(weight))).collect()).collect()
+        Taps::new(self.window().map(exact))
     }
 }
 
 /// Which source pixels make one output pixel, and their weights.
-type Taps<W> = Vec<(usize, W)>;
+type Weights = Vec<(usize, f64)>;
 
 fn cubic(x: f64, sharpness: f64) -> f64 {
     let x = x.abs();
@@ -136,7 +167,7 @@ fn cubic(x: f64, sharpness: f64) -> f64 {
 }
 
 /// The taps of a kernel that reaches `radius` pixels of the smaller picture.
-fn antialias_taps(pixel: usize, scale: f64, source: usize, radius: f64, kernel: impl Fn(f64) -> f64) -> Taps<f64> {
+fn antialias_taps(pixel: usize, (scale, source): (f64, usize), radius: f64, kernel: fn(f64) -> f64) -> Weights {
     let stretch = scale.max(1.0);
     let centre = (pixel as f64 + 0.5) * scale;
     let first = (centre - radius * stretch + 0.5).max(0.0) as usize;
@@ -153,9 +184,9 @@ fn fixed_taps(
     pixel: usize,
     scale: f64,
     source: usize,
-    offsets: std::ops::RangeInclusive<i64>,
+    offsets: RangeInclusive<i64>,
     weight: impl Fn(f64) -> f64,
-) -> Taps<f64> {
+) -> Weights {
     // torch computes the position in f32; f64 would put some pixels on the other side of a boundary.
     let position = scale as f32 * (pixel as f32 + 0.5) - 0.5;
     let floor = position.floor();
@@ -165,69 +196,4 @@ fn fixed_taps(
         (at, weight(offset as f64 - f64::from(position - floor)))
     };
     offsets.map(tap).collect()
-}
-
-/// A channel of a pixel, and how a weighted mean of several is formed.
-trait Value: Copy {
-    /// A weight in the arithmetic of this kind.
-    type Weight: Copy;
-
-    fn weight(exact: f64) -> Self::Weight;
-
-    fn mean(weighted: impl Iterator<Item = (Self, Self::Weight)>) -> Self;
-}
-
-/// Pillow's fixed-point arithmetic: a sum is rounded and clamped to a byte.
-impl Value for u8 {
-    type Weight = i32;
-
-    fn weight(exact: f64) -> i32 {
-        let scaled = exact * f64::from(1u32 << PRECISION);
-        // The cast cuts towards zero, so a half away from zero rounds.
-        (if exact < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
-    }
-
-    fn mean(weighted: impl Iterator<Item = (u8, i32)>) -> u8 {
-        let half = 1i32 << (PRECISION - 1);
-        let sum = weighted.fold(half, |sum, (value, weight)| sum.wrapping_add(i32::from(value) * weight));
-        (sum >> PRECISION).clamp(0, 255) as u8
-    }
-}
-
-/// Torch's float arithmetic: nothing is rounded or clamped.
-impl Value for f32 {
-    type Weight = f32;
-
-    fn weight(exact: f64) -> f32 {
-        exact as f32
-    }
-
-    fn mean(weighted: impl Iterator<Item = (f32, f32)>) -> f32 {
-        weighted.map(|(value, weight)| value * weight).sum()
-    }
-}
-
-/// Every row of interleaved RGB resampled to the axis's window.
-fn across<V: Value>(source: &[V], axis: &Axis, filter: Filter) -> Vec<V> {
-    let taps = axis.taps::<V>(filter);
-    let rows = source.chunks_exact(axis.source * 3);
-    let mut resized = Vec::with_capacity(rows.len() * axis.kept * 3);
-    for row in rows {
-        for taps in &taps {
-            let mean = |channel| V::mean(taps.iter().map(|&(x, weight)| (row[x * 3 + channel], weight)));
-            resized.extend((0..3).map(mean));
-        }
-    }
-    resized
-}
-
-/// Every column of interleaved RGB of this width resampled to the axis's window.
-fn down<V: Value>(source: &[V], width: usize, axis: &Axis, filter: Filter) -> Vec<V> {
-    let width = width * 3;
-    let mut resized = Vec::with_capacity(axis.kept * width);
-    for taps in axis.taps::<V>(filter) {
-        let mean = |at| V::mean(taps.iter().map(|&(y, weight)| (source[y * width + at], weight)));
-        resized.extend((0..width).map(mean));
-    }
-    resized
 }
