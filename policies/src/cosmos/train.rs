@@ -72,7 +72,7 @@ impl Cosmos {
 pub struct ReconstructionPlan {
     /// Images a step.
     pub batch: usize,
-    /// Images that are held out, the last ones.
+    /// Images that are held out, spread over all and the same whatever the seed.
     #[serde(default = "held_out")]
     pub validation_images: usize,
 }
@@ -107,7 +107,11 @@ impl Reconstruction {
         if cosmos.params().is_empty() {
             return Err(Error::config("the tokenizer was loaded frozen; make a trainable one with Cosmos::init"));
         }
-        let held_out = images.split_off(images.len() - plan.validation_images);
+        let order = Seed::new(0).named("validation images").draws().permutation(images.len());
+        let mut chosen: Vec<usize> = order.into_iter().take(plan.validation_images).collect();
+        // From the last to the first, so that taking one out leaves the places of the others.
+        chosen.sort_unstable_by(|a, b| b.cmp(a));
+        let held_out = chosen.into_iter().map(|at| images.swap_remove(at)).collect();
         Ok(Self { cosmos, plan, images, held_out, seed })
     }
 

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use grpo::{Error, Result};
 use serde_json::{Value, json};
-use tokenizers::Tokenizer;
+use tokenizers::pre_tokenizers::whitespace::Whitespace;
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
 use crate::tokens::TokenSet;
 
@@ -122,30 +123,22 @@ pub fn words(tokens: &TokenSet, min_count: usize) -> Result<Vec<String>> {
     let mut counts = BTreeMap::<String, usize>::new();
     for index in 0..tokens.len() {
         for line in tokens.row(index)?.lines {
-            for word in split(&line.to_lowercase()) {
-                *counts.entry(word.to_string()).or_default() += 1;
+            for word in split(&line)? {
+                *counts.entry(word).or_default() += 1;
             }
         }
     }
     Ok(counts.into_iter().filter(|(_, count)| *count >= min_count).map(|(word, _)| word).collect())
 }
 
-/// Runs of letters and runs of signs, as the tokenizer's `Whitespace` parts them (`\w+|[^\w\s]+`).
-fn split(text: &str) -> impl Iterator<Item = &str> {
-    let kind = |c: char| match c {
-        c if c.is_whitespace() => 0,
-        c if c.is_alphanumeric() || c == '_' => 1,
-        _ => 2,
-    };
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        rest = rest.trim_start();
-        let first = kind(rest.chars().next()?);
-        let end = rest.find(|c| kind(c) != first).unwrap_or(rest.len());
-        let (word, after) = rest.split_at(end);
-        rest = after;
-        Some(word)
-    })
+/// The words of a text as the tokenizer of [`TextTokenizer::of_words`] parts them, folded in case as it folds them.
+fn split(text: &str) -> Result<Vec<String>> {
+    let folded: String = text.chars().flat_map(char::to_lowercase).collect();
+    let mut parted = PreTokenizedString::from(folded);
+    let fault = |error| Error::config(format!("caption `{text}` cannot be parted into words: {error}"));
+    Whitespace {}.pre_tokenize(&mut parted).map_err(fault)?;
+    let words = parted.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
+    Ok(words.into_iter().map(|(word, ..)| word.to_string()).collect())
 }
 
 /// The entries of [`SPECIAL_TOKENS`] in a tokenizer file, with ids from `first` on.
@@ -187,10 +180,10 @@ mod tests {
 
     #[test]
     fn words_are_parted_as_the_tokenizer_parts_them() {
-        let text = "rosé wine: 3.5 glasses, don't_spill -- ☕️!";
-        let words: Vec<&str> = split(text).collect();
-        let tokenizer = TextTokenizer::of_words(words.iter().copied()).unwrap();
-        let encoding = tokenizer.tokenizer.encode_fast(text, false).unwrap();
+        let text = "Rosé wine: 3.5 Glasses, don't_spill -- ☕️!";
+        let words = split(text).unwrap();
+        let tokenizer = TextTokenizer::of_words(words.iter().map(String::as_str)).unwrap();
+        let encoding = tokenizer.tokenizer.encode(text, false).unwrap();
         assert_eq!(encoding.get_tokens(), words);
         assert!(!encoding.get_ids().contains(&0), "{words:?}");
     }

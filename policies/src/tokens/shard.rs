@@ -11,6 +11,7 @@
 //! | `checks` | U32 `[n]` | CRC-32C of a row's codes (little-endian) and then its caption |
 
 use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -65,9 +66,11 @@ pub(super) fn write(path: &Path, rows: &[NewRow]) -> Result<()> {
         .collect::<Result<_, safetensors::SafeTensorError>>()
         .map_err(|error| fault(&error))?;
     let partial = path.with_extension("partial");
-    safetensors::serialize_to_file(views, None, &partial).map_err(|error| fault(&error))?;
+    let bytes = safetensors::serialize(views, None).map_err(|error| fault(&error))?;
     let settle = || -> std::io::Result<()> {
-        File::open(&partial)?.sync_all()?;
+        let mut file = File::create(&partial)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
         std::fs::rename(&partial, path)
     };
     settle().map_err(|error| fault(&error))
