@@ -289,6 +289,7 @@ mod tests {
     use std::sync::Arc;
 
     use parquet::basic::Compression;
+    use parquet::column::writer::ColumnWriter;
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
@@ -303,7 +304,7 @@ mod tests {
         optional group image { optional binary bytes; optional binary path (UTF8); }
         optional binary caption (UTF8);
         optional binary long_caption (UTF8);
-        optional int64 width; }";
+        optional int32 width; }";
 
     /// A file with these row groups, each a list of columns; numbers are left null.
     fn file(schema: &str, groups: &[&[Column]], compression: Compression) -> Vec<u8> {
@@ -314,25 +315,28 @@ mod tests {
             let mut group = writer.next_row_group().unwrap();
             let mut cells = columns.iter();
             while let Some(mut column) = group.next_column().unwrap() {
-                match column.untyped() {
-                    parquet::column::writer::ColumnWriter::ByteArrayColumnWriter(typed) => {
-                        let cells = cells.next().unwrap();
-                        let most = typed.get_descriptor().max_def_level();
-                        let levels: Vec<i16> = cells.iter().map(|cell| most - i16::from(cell.is_none())).collect();
-                        let values: Vec<ByteArray> =
-                            cells.iter().flatten().map(|cell| ByteArray::from(cell.to_vec())).collect();
-                        typed.write_batch(&values, Some(&levels), None).unwrap();
-                    }
-                    parquet::column::writer::ColumnWriter::Int64ColumnWriter(typed) => {
-                        typed.write_batch(&[], Some(&vec![0; columns[0].len()]), None).unwrap();
-                    }
-                    _ => panic!("a column of another type"),
-                }
+                fill(column.untyped(), &mut cells, columns[0].len());
                 column.close().unwrap();
             }
             group.close().unwrap();
         }
         writer.into_inner().unwrap()
+    }
+
+    fn fill<'a>(column: &mut ColumnWriter, cells: &mut impl Iterator<Item = &'a Column<'a>>, n_rows: usize) {
+        let typed = match column {
+            ColumnWriter::ByteArrayColumnWriter(typed) => typed,
+            ColumnWriter::Int32ColumnWriter(typed) => {
+                typed.write_batch(&[], Some(&vec![0; n_rows]), None).unwrap();
+                return;
+            }
+            _ => panic!("a column of another type"),
+        };
+        let cells = cells.next().unwrap();
+        let most = typed.get_descriptor().max_def_level();
+        let levels: Vec<i16> = cells.iter().map(|cell| most - i16::from(cell.is_none())).collect();
+        let values: Vec<ByteArray> = cells.iter().flatten().map(|cell| ByteArray::from(cell.to_vec())).collect();
+        typed.write_batch(&values, Some(&levels), None).unwrap();
     }
 
     fn check_at(folder: &Path, columns: &Columns, expected: &[Short]) -> Vec<Content> {
