@@ -5,7 +5,7 @@
 //! whole archive; and reads a long name of any size into memory.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek};
 use std::path::Path;
 
 use tar::{EntryType, Header, PaxExtensions};
@@ -18,6 +18,8 @@ const MOST_RECORD_BYTES: u64 = 64 << 10;
 pub(super) struct Archive {
     stream: BufReader<File>,
     length: u64,
+    /// Where the stream stands.
+    at: u64,
     /// Where the next header is due.
     next: u64,
 }
@@ -53,7 +55,7 @@ impl Archive {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self { stream: BufReader::new(file), length, next: 0 })
+        Ok(Self { stream: BufReader::new(file), length, at: 0, next: 0 })
     }
 
     /// The next member, `None` after the end mark; an error is for a person, and nothing can be read after it.
@@ -87,8 +89,7 @@ impl Archive {
     /// Bytes of a body, whose size is the caller's to limit.
     pub(super) fn body(&mut self, start: u64, size: u64) -> Result<Vec<u8>, String> {
         let mut bytes = vec![0; usize::try_from(size).map_err(|error| error.to_string())?];
-        let read = self.seek(start).and_then(|()| self.stream.read_exact(&mut bytes));
-        read.map_err(|error| format!("{size} bytes at byte {start}: {error}"))?;
+        self.read(start, &mut bytes).map_err(|error| format!("{size} bytes at byte {start}: {error}"))?;
         Ok(bytes)
     }
 
@@ -152,8 +153,7 @@ impl Archive {
             return Err(format!("cut short: {length} bytes, and the next header or the end mark is due at byte {at}"));
         }
         let mut block = [0; BLOCK as usize];
-        let read = self.seek(at).and_then(|()| self.stream.read_exact(&mut block));
-        read.map_err(|error| format!("byte {at}: {error}"))?;
+        self.read(at, &mut block).map_err(|error| format!("byte {at}: {error}"))?;
         self.next += BLOCK;
         Ok(block)
     }
@@ -174,13 +174,15 @@ impl Archive {
         Ok(())
     }
 
-    /// Within what was read ahead this costs no call of the system.
-    fn seek(&mut self, to: u64) -> io::Result<()> {
-        let from = self.stream.stream_position()?;
-        match i64::try_from(to).ok().zip(i64::try_from(from).ok()) {
-            Some((to, from)) => self.stream.seek_relative(to - from),
-            None => self.stream.seek(SeekFrom::Start(to)).map(drop),
-        }
+    /// Fills `bytes` from `start` on; what was read ahead is used, and going there costs no call of the system.
+    fn read(&mut self, start: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.stream.seek_relative(start.wrapping_sub(self.at).cast_signed())?;
+        let read = self.stream.read_exact(bytes);
+        self.at = match read {
+            Ok(()) => start + bytes.len() as u64,
+            Err(_) => self.stream.stream_position()?,
+        };
+        read
     }
 }
 

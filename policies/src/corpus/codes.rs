@@ -145,3 +145,84 @@ fn runs(numbers: &[u64]) -> String {
     let shown = runs.map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
     shown.collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::Reason::*;
+    use super::super::tests::{Short, check, check_mutants};
+    use super::super::{Columns, npy, open};
+    use super::*;
+
+    /// A folder `512_codes` and `512_labels` with these files in them.
+    fn tokens(codes: &[(&str, &[u8])], labels: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (sub, files) in [("512_codes", codes), ("512_labels", labels)] {
+            fs::create_dir(folder.path().join(sub)).unwrap();
+            for (name, bytes) in files {
+                fs::write(folder.path().join(sub).join(name), bytes).unwrap();
+            }
+        }
+        folder
+    }
+
+    fn array() -> Vec<u8> {
+        let numbers: Vec<u8> = [7i32, 63_999, 0, 1, 2, 3].iter().flat_map(|n| n.to_le_bytes()).collect();
+        npy::tests::file("<i4", "(1, 1, 2, 3)", &numbers)
+    }
+
+    #[test]
+    fn token_folders_in_the_order_of_their_numbers() {
+        let array = array();
+        let (good, label) = (&array[..], &b"short\nlong\n"[..]);
+        let folder = tokens(
+            &[("10.npy", good), ("9.npy", good), ("0.npy", good), ("1.npy", good), ("readme.md", b"")],
+            &[("0.npy", label), ("9.npy", b"one line"), ("10.npy", label), ("2.npy", label)],
+        );
+        let expected: [Short; 5] = [
+            Ok(("512_codes/0.npy", &["short", "long"])),
+            Err(("512_codes/1.npy", NoCaption, "there is no 1.npy in 512_labels")),
+            Err(("512_codes/2.npy", NoPicture, "there is no 2.npy in 512_codes")),
+            Ok(("512_codes/9.npy", &["one line"])),
+            Ok(("512_codes/10.npy", &["short", "long"])),
+        ];
+        for path in [folder.path().to_owned(), folder.path().join("512_codes")] {
+            let corpus = open(&path, &Columns::default(), None).unwrap();
+            let contents = check(&*corpus, &expected);
+            assert_eq!(contents[0], Content::Codes { codes: vec![7, 63_999, 0, 1, 2, 3], grid: (2, 3) });
+            let codes = 4 * array.len();
+            let identity =
+                format!("simplear_codes: 512_codes ({codes} bytes) and 512_labels (41 bytes), 0-2, 9-10.npy");
+            assert_eq!(corpus.identity(), identity);
+        }
+    }
+
+    #[test]
+    fn damaged_codes_and_labels_are_named() {
+        let array = array();
+        let check = |codes: &[u8], label: &[u8], reason, part| {
+            let folder = tokens(&[("0.npy", codes), ("1.npy", &array)], &[("0.npy", label), ("1.npy", b"c")]);
+            let expected: [Short; 2] = [Err(("512_codes/0.npy", reason, part)), Ok(("512_codes/1.npy", &["c"]))];
+            super::super::tests::check(&*open(folder.path(), &Columns::default(), None).unwrap(), &expected);
+        };
+        let numbers = |n: i32| npy::tests::file("<i4", "(1, 1, 1, 1)", &n.to_le_bytes());
+        check(&array[..array.len() - 1], b"c", DamagedEntry, "does not make 23 bytes");
+        check(&[&array[..], &[0; 4]].concat(), b"c", DamagedEntry, "does not make 28 bytes");
+        let crafted = npy::tests::file("<i4", "(1, 1, 1000000, 1000000)", &[0; 24]);
+        check(&crafted, b"c", DamagedEntry, "shape [1, 1, 1000000, 1000000] of `<i4` does not make 24 bytes");
+        check(&numbers(-1), b"c", WrongCodes, "code -1; codes are from 0 to 65535");
+        check(&numbers(65_536), b"c", WrongCodes, "code 65536");
+        check(b"", b"c", DamagedEntry, "not a NumPy file");
+        check(&array, b"caf\xE9", CaptionNotUtf8, "label: ");
+        check(&array, b" \n", EmptyCaption, "label: the label file is empty");
+        check(&array, &vec![b'a'; (1 << 20) + 1], TooLarge, "label: 1048577 bytes; at most 1048576");
+    }
+
+    #[test]
+    fn mutants_cause_no_panic() {
+        check_mutants("1_codes/0.npy", &array(), |folder| {
+            fs::create_dir_all(folder.join("1_labels")).unwrap();
+            fs::write(folder.join("1_labels/0.npy"), "caption").unwrap();
+            folder.to_owned()
+        });
+    }
+}

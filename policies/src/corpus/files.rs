@@ -46,9 +46,9 @@ impl Source {
     }
 
     /// Names and sizes, which stay the same wherever the files lie.
-    pub(super) fn identity(kind: &str, sources: &[Self]) -> String {
+    pub(super) fn identity<'a>(kind: &str, sources: impl IntoIterator<Item = &'a Self>) -> String {
         let files: Vec<String> =
-            sources.iter().map(|source| format!("{} ({} bytes)", source.name, source.size)).collect();
+            sources.into_iter().map(|source| format!("{} ({} bytes)", source.name, source.size)).collect();
         format!("{kind}: {}", files.join(", "))
     }
 }

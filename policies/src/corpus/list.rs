@@ -88,7 +88,7 @@ impl List {
 
 impl Corpus for List {
     fn identity(&self) -> String {
-        Source::identity("list", std::slice::from_ref(&self.source))
+        Source::identity("list", [&self.source])
     }
 
     fn n_entries(&self) -> Option<u64> {
@@ -140,7 +140,7 @@ impl<'de> Visitor<'de> for Rows<'_> {
 }
 
 fn row_of_line(line: &[u8], columns: &Columns) -> Row {
-    let value = serde_json::from_str(caption::utf8(line)?);
+    let value = serde_json::from_str(caption::utf8(line.trim_ascii_end())?);
     row(&value.map_err(|error| Fault::new(Reason::DamagedEntry, format!("not JSON: {error}")))?, columns)
 }
 
@@ -218,5 +218,192 @@ impl Iterator for Lines {
                 line => return Some(line),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::entry::Reason::*;
+    use super::super::tests::{Short, check as check_corpus, check_mutants};
+    use super::super::{npy, open};
+    use super::*;
+
+    /// A folder with pictures, codes and labels.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("deep/er")).unwrap();
+        let codes = npy::tests::file("<u2", "(1, 2)", &[1, 0, 2, 0]);
+        for (name, bytes) in [
+            ("a.jpg", &b"picture a"[..]),
+            ("deep/er/b.png", b"picture b"),
+            ("0.npy", &codes),
+            ("label.npy", b"short\nlong\n"),
+            ("empty.npy", b""),
+            ("latin.npy", b"caf\xE9"),
+        ] {
+            fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        folder
+    }
+
+    fn check_with(columns: &Columns, name: &str, text: &[u8], expected: &[Short]) -> Vec<Content> {
+        let folder = folder();
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        check_corpus(&*open(&path, columns, None).unwrap(), expected)
+    }
+
+    /// The same objects as JSON lines and as a list.
+    fn check(objects: &[&str], expected: &[Short]) {
+        let (lines, list) = (objects.join("\n"), format!("[{}]", objects.join(",\n")));
+        check_with(&Columns::default(), "list.jsonl", lines.as_bytes(), expected);
+        let names: Vec<String> = expected
+            .iter()
+            .map(|short| short.as_ref().map_or_else(|e| e.0, |o| o.0).replace("jsonl", "json"))
+            .collect();
+        let renamed = expected.iter().zip(&names).map(|(short, name)| match short {
+            Ok((_, lines)) => Ok((name.as_str(), *lines)),
+            Err((_, reason, part)) => Err((name.as_str(), *reason, *part)),
+        });
+        check_with(&Columns::default(), "list.json", list.as_bytes(), &renamed.collect::<Vec<Short>>());
+    }
+
+    #[test]
+    fn lists_as_simplears_and_others_write_them() {
+        check(
+            &[
+                r#"{"image_path": "a.jpg", "caption": "of\na "}"#,
+                r#"{"image": "deep/er/b.png", "caption": ["first", "second"], "long_caption": "longer"}"#,
+                r#"{"image_path": "./a.jpg", "image": 7, "prompt": "asked for"}"#,
+                r#"{"code_path": "0.npy", "label_path": "label.npy"}"#,
+            ],
+            &[
+                Ok(("list.jsonl/1", &["of a"])),
+                Ok(("list.jsonl/2", &["first", "longer"])),
+                Ok(("list.jsonl/3", &["asked for"])),
+                Ok(("list.jsonl/4", &["short", "long"])),
+            ],
+        );
+        let columns = Columns { image: "file".into(), caption: "said".into(), long_caption: "told".into() };
+        let text = br#"{"file": "a.jpg", "image": "none.jpg", "said": "a", "told": "b", "caption": "c"}"#;
+        let contents = check_with(&columns, "list.jsonl", text, &[Ok(("list.jsonl/1", &["a", "b"]))]);
+        assert_eq!(contents, [Content::Encoded(b"picture a".to_vec())]);
+    }
+
+    #[test]
+    fn paths_are_absolute_or_below_the_root() {
+        let (folder, list) = (folder(), tempfile::tempdir().unwrap());
+        let absolute = folder.path().join("a.jpg");
+        let objects = [absolute.to_str().unwrap(), "er/b.png", "a.jpg"]
+            .map(|path| format!(r#"{{"image": {path:?}, "caption": "c"}}"#));
+        let path = list.path().join("list.jsonl");
+        fs::write(&path, objects.join("\n")).unwrap();
+        let corpus = open(&path, &Columns::default(), Some(&folder.path().join("deep"))).unwrap();
+        let missing = Err(("list.jsonl/3", UnreadableFile, "`a.jpg`: No such file"));
+        check_corpus(&*corpus, &[Ok(("list.jsonl/1", &["c"])), Ok(("list.jsonl/2", &["c"])), missing]);
+        let size = fs::metadata(&path).unwrap().len();
+        assert_eq!(corpus.identity(), format!("list: list.jsonl ({size} bytes)"));
+    }
+
+    #[test]
+    fn objects_that_name_no_entry() {
+        let check = |object: &str, reason, part| {
+            let good = r#"{"image": "a.jpg", "caption": "c"}"#;
+            let expected: [Short; 2] = [Err(("list.jsonl/1", reason, part)), Ok(("list.jsonl/2", &["c"]))];
+            check(&[object, good], &expected);
+        };
+        check(r#"{"caption": "c"}"#, NoPicture, "no field `image` with the path of a picture");
+        check(r#"{"image": null, "caption": "c"}"#, NoPicture, "no field `image`");
+        check(r#"{"image": 7, "caption": "c"}"#, DamagedEntry, "field `image` is not the path of a file");
+        check(r#"{"image": "a.jpg"}"#, NoCaption, "nothing is said");
+        check(r#"{"image": "a.jpg", "caption": []}"#, NoCaption, "nothing is said");
+        check(r#"{"image": "a.jpg", "caption": " "}"#, EmptyCaption, "the caption is empty");
+        check(r#"{"image": "a.jpg", "caption": {}}"#, DamagedEntry, "field `caption` is neither");
+        check(r#"{"image": "none.jpg", "caption": "c"}"#, UnreadableFile, "`none.jpg`: No such file");
+        check(r#"{"image": "../a.jpg", "caption": "c"}"#, UnsafeName, "`../a.jpg` is not a path below");
+        check(r#"{"image": "/etc/../etc/hosts", "caption": "c"}"#, UnsafeName, "without `..`");
+        check(r#"{"image": "deep", "caption": "c"}"#, NotAFile, "`deep`: not a plain file");
+        check(r#"{"image": "/dev/zero", "caption": "c"}"#, NotAFile, "`/dev/zero`: not a plain file");
+        check(r#"{"code_path": "1.npy", "label_path": "label.npy"}"#, UnreadableFile, "`1.npy`: No such file");
+        check(r#"{"code_path": "a.jpg", "label_path": "label.npy"}"#, DamagedEntry, "`a.jpg`: not a NumPy file");
+        check(
+            r#"{"code_path": "0.npy", "label_path": "empty.npy"}"#,
+            EmptyCaption,
+            "`empty.npy`: the label file is empty",
+        );
+        check(r#"{"code_path": "0.npy", "label_path": "latin.npy"}"#, CaptionNotUtf8, "`latin.npy`: ");
+        check(r#"{"code_path": "../0.npy", "label_path": "label.npy"}"#, UnsafeName, "`../0.npy`");
+        check("7", DamagedEntry, "not an object");
+        check(r#"["a.jpg"]"#, DamagedEntry, "not an object");
+    }
+
+    #[test]
+    fn lines_that_are_not_json_are_named() {
+        let good = br#"{"image": "a.jpg", "caption": "c"}"#;
+        let long = vec![b' '; 1 << 20];
+        let lines = [
+            &good[..],
+            b"",
+            b" \r",
+            b"{\"image\": \"a.jpg\", \"capt",
+            b"{\"image\": \"a.jpg\", \"caption\": \"\xFF\"}",
+            br#"{"image": "a.jpg", "caption": "\ud800"}"#,
+            &[&good[..], &long].concat(),
+            good,
+        ];
+        let expected: [Short; 6] = [
+            Ok(("list.jsonl/1", &["c"])),
+            Err(("list.jsonl/4", DamagedEntry, "not JSON: EOF while parsing")),
+            Err(("list.jsonl/5", CaptionNotUtf8, "save the text as UTF-8")),
+            Err(("list.jsonl/6", DamagedEntry, "not JSON: ")),
+            Err(("list.jsonl/7", TooLarge, "a line of more than 1048576 bytes")),
+            Ok(("list.jsonl/8", &["c"])),
+        ];
+        check_with(&Columns::default(), "list.jsonl", &lines.join(&b'\n'), &expected);
+        check_with(&Columns::default(), "list.jsonl", b"", &[]);
+        check_with(&Columns::default(), "list.json", b"[]", &[]);
+    }
+
+    #[test]
+    fn a_damaged_list_is_an_error() {
+        let folder = folder();
+        let path = folder.path().join("list.json");
+        for text in [&b""[..], b"{}", b"[{}", b"[{}] more", b"[{\"a\": \"\xFF\"}]", b"{}\n{}"] {
+            fs::write(&path, text).unwrap();
+            let message = open(&path, &Columns::default(), None).map(|_| ()).unwrap_err().to_string();
+            assert!(message.contains("list.json: ") && message.contains("give a list of objects"), "{message}");
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn links_are_followed_to_plain_files_only() {
+        let folder = folder();
+        let at = |name: &str| folder.path().join(name);
+        std::os::unix::fs::symlink(at("a.jpg"), at("good.jpg")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", at("device.jpg")).unwrap();
+        std::os::unix::fs::symlink(at("none"), at("dangling.jpg")).unwrap();
+        let objects =
+            ["good", "device", "dangling"].map(|name| format!(r#"{{"image": "{name}.jpg", "caption": "c"}}"#));
+        fs::write(at("list.jsonl"), objects.join("\n")).unwrap();
+        let expected: [Short; 3] = [
+            Ok(("list.jsonl/1", &["c"])),
+            Err(("list.jsonl/2", NotAFile, "`device.jpg`: not a plain file")),
+            Err(("list.jsonl/3", UnreadableFile, "`dangling.jpg`")),
+        ];
+        check_corpus(&*open(&at("list.jsonl"), &Columns::default(), None).unwrap(), &expected);
+    }
+
+    #[test]
+    fn mutants_cause_no_panic() {
+        let lines = br#"{"image_path": "a.jpg", "caption": ["one", "two"]}
+{"code_path": "0.npy", "label_path": "0.txt"}
+{"image": "b.jpg", "prompt": "three", "long_caption": "\u00e9"}
+"#;
+        check_mutants("list.jsonl", lines, |folder| folder.join("list.jsonl"));
+        let list = br#"[{"image_path": "a.jpg", "caption": ["one"]}, {"code_path": "0.npy", "label_path": "0.txt"}]"#;
+        check_mutants("list.json", list, |folder| folder.join("list.json"));
     }
 }

@@ -164,7 +164,10 @@ pub(super) mod tests {
         [MAGIC, &[1, 0], &(header.len() as u16).to_le_bytes(), header.as_bytes(), data].concat()
     }
 
-    fn check(bytes: &[u8], expected: Result<(&[u16], (usize, usize)), (Reason, &str)>) {
+    /// Codes and their grid, or the reason with a part of the message.
+    type Expected<'a> = Result<(&'a [u16], (usize, usize)), (Reason, &'a str)>;
+
+    fn check(bytes: &[u8], expected: Expected) {
         match (codes(bytes), expected) {
             (Ok(got), Ok((codes, grid))) => assert_eq!(got, Content::Codes { codes: codes.to_vec(), grid }),
             (Err(fault), Err((reason, part))) => {
