@@ -262,8 +262,8 @@ fn without_weights<V: Value>(run: &Run, (sources, start): Sources<'_, V>, block:
             Kind::Middle(at) => {
                 let source = source[at - start..].as_flattened();
                 for (pixel, two) in resized.iter_mut().zip(source.chunks_exact(6)) {
-                    for channel in 0..3 {
-                        pixel[channel] = two[channel].middle(two[channel + 3]);
+                    for (channel, value) in pixel.iter_mut().enumerate() {
+                        *value = two[channel].middle(two[channel + 3]);
                     }
                 }
             }
@@ -294,9 +294,8 @@ fn weigh<V: Value>(
     for pixel in run.pixels.clone() {
         let mut sums = [V::START; LANES];
         for &(at, weight) in taps.of(pixel) {
-            let lanes = &room[at - reads.start];
-            for lane in 0..LANES {
-                sums[lane] = V::plus(sums[lane], lanes[lane], weight);
+            for (sum, value) in sums.iter_mut().zip(&room[at - reads.start]) {
+                *sum = V::plus(*sum, *value, weight);
             }
         }
         let means = sums.map(V::of_sum);

@@ -91,7 +91,7 @@ pub enum Filter {
     BicubicAntialias,
     /// As [`Filter::BicubicAntialias`], with the triangle for a kernel.
     BilinearAntialias,
-    /// The mean of the pixels whose centres fall into the output's, Pillow's BOX: where two fall on one, of both.
+    /// Pillow's BOX: the plain mean of the pixels whose centres lie within the output pixel.
     BoxAntialias,
     /// Four taps whatever the scale; taps beyond the border read its last pixel.
     Bicubic,

@@ -1,6 +1,6 @@
-"""Golden checksums for `resize::pillow_bicubic`: Pillow's own `Image.resize`, before and after it changed its passes.
+"""Golden checksums for `picture::resize::pillow_bicubic`: Pillow's own `Image.resize`, before and after it changed its passes.
 
-    python rewards/tests/golden/resize.py FOLDER_OF_12 FOLDER_OF_13 > rewards/tests/golden/resize.json
+    python tests/golden/resize.py FOLDER_OF_12 FOLDER_OF_13 > tests/golden/resize.json
 
 Each folder was filled with `pip install --target FOLDER pillow==12.0.0` (13.0.0). Pictures are noise by a formula, so that
 every pixel matters and sums leave the range of a byte.

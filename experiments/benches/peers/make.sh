@@ -6,5 +6,5 @@ set -euo pipefail
 folder=${1:-"$(dirname "$0")/../../../target/peers"}
 python3 -m venv "$folder"
 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
-  'torch==2.11.0' 'transformers==5.23.0' 'trl==1.16.0' 'accelerate==1.15.0' 'datasets==5.2.0' 'numpy==2.4.6'
+  'torch==2.11.0' 'transformers==5.23.0' 'trl==1.16.0' 'accelerate==1.15.0' 'datasets==5.2.0' 'numpy==2.4.6' 'pillow==12.0.0'
 echo "$folder/bin/python"

@@ -2,7 +2,7 @@
 
     python rewards/tests/golden/clip_preprocess.py FOLDER_OF_12 FOLDER_OF_13 HPSV2 > rewards/tests/golden/clip_preprocess.json
 
-The first two folders hold Pillow 12.0.0 and 13.0.0, as for resize.py; HPSV2 is a checkout of github.com/tgxs002/HPSv2
+The first two folders hold Pillow 12.0.0 and 13.0.0, as for tests/golden/resize.py; HPSV2 is a checkout of github.com/tgxs002/HPSv2
 (866735e). Made with open_clip_torch 3.3.0, torch 2.11.0 and torchvision 0.26.0, whose default is antialiasing; for 2023 it is
 switched off in the call. Torch 2.11 garbles a picture that shrinks to one column, so there is none here. The pictures are
 resize.py's noise.
@@ -20,7 +20,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from resize import noise, with_pillow
+# The root package's goldens hold the pictures' formula.
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../tests/golden"))
+
+from resize import noise, with_pillow  # noqa: E402
 
 MEAN, STD = torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD)
 # Target, width, height: down, up, square, wide, tall, one edge or both of the very size, edges that round to even.
