@@ -63,7 +63,8 @@ fn png(name: &str, seed: u64, size: (u32, u32)) -> Result<Entry, Skipped> {
 /// Twenty good pictures, with one damaged and one twice.
 fn corpus(breaks_at: Option<u64>) -> Made {
     let mut entries: Vec<_> = (0..20).map(|at| png(&format!("{at}"), at, (64 + at as u32 * 3, 64))).collect();
-    entries.insert(7, entry("broken", Content::Encoded(vec![0x89, b'P', b'N', b'G']), &["a broken one"]));
+    let cut = encoded(&picture(7, 64, 64), ImageFormat::Png).into_iter().take(200).collect();
+    entries.insert(7, entry("broken", Content::Encoded(cut), &["a broken one"]));
     entries.insert(13, png("twice", 4, (64 + 4 * 3, 64)));
     Made { entries, breaks_at }
 }
@@ -175,7 +176,7 @@ fn every_bad_entry_is_counted_by_its_reason() {
     ];
     for (entry, reason) in cases {
         let name = entry.as_ref().map_or_else(|skipped| skipped.name.clone(), |entry| entry.name.clone());
-        let good = png("good", 5, (90, 90));
+        let good = entry("good", Content::Encoded(encoded(&picture(5, 90, 90), ImageFormat::Png)), &said);
         let made = Made { entries: vec![good, entry], breaks_at: None };
         let folder = tempfile::tempdir().unwrap();
         let manifest = make(&made, &small, folder.path(), (2, 4));

@@ -35,7 +35,7 @@ pub use sampling::Drawn;
 #[doc(hidden)]
 pub use sampling::midway::Midway;
 pub use stages::{
-    BatchPlan, CaptionChoice, CaptionedTokens, LossOver, PUBLISHED_PREFIXES, Prefixes, RowConfig, TrainingRow,
+    BatchPlan, CaptionChoice, CaptionedTokens, LossOver, PUBLISHED_PREFIXES, Prefixes, RowConfig, RowNll, TrainingRow,
 };
 pub use text::{SPECIAL_TOKENS, TextTokenizer, words};
 

@@ -112,7 +112,7 @@ impl CaptionedTokens {
     ) -> Result<Self> {
         plan.check()?;
         for set in [Some(&tokens), validation.as_ref()].into_iter().flatten() {
-            check_tokens(&policy, set)?;
+            policy.check_tokens(set)?;
         }
         let source = Source {
             tokens: tokens.clone(),
@@ -171,16 +171,21 @@ impl CaptionedTokens {
     }
 }
 
-/// The sums of a pass over rows.
+/// RowNll of negative log-likelihoods, in nats, over the trained ids of rows.
 #[derive(Clone, Copy, Debug, Default)]
-struct Sums {
-    image: f64,
-    n_image: usize,
-    text: f64,
-    n_text: usize,
+#[non_exhaustive]
+pub struct RowNll {
+    /// Over tokens of images.
+    pub image: f64,
+    /// How many these are.
+    pub n_image: usize,
+    /// Over ids of texts, and the specials.
+    pub text: f64,
+    /// How many these are.
+    pub n_text: usize,
 }
 
-impl Sums {
+impl RowNll {
     fn add(&mut self, other: Self) {
         self.image += other.image;
         self.n_image += other.n_image;
@@ -202,7 +207,7 @@ impl Sums {
 
 impl SimpleAr {
     /// Log-probabilities, over the full vocabulary, of the trained ids of rows, with the sums of their negatives.
-    fn row_scores(&self, rows: &[TrainingRow], loss: LossOver) -> Result<(Scores, Sums)> {
+    fn row_scores(&self, rows: &[TrainingRow], loss: LossOver) -> Result<(Scores, RowNll)> {
         let read: Vec<&[u32]> = rows.iter().map(|row| &row.ids[..row.ids.len().saturating_sub(1)]).collect();
         let (mut places, mut ids, mut of_image) = (Vec::new(), Vec::new(), Vec::new());
         for (row, TrainingRow { ids: all, image_at }) in rows.iter().enumerate() {
@@ -215,7 +220,7 @@ impl SimpleAr {
         }
         let slice = 0..self.decoder.config().vocab_size;
         let scores = self.decoder.score(&read, &Targets { places, ids, slice, temperature: 1.0 })?;
-        let mut sums = Sums::default();
+        let mut sums = RowNll::default();
         for (log_prob, of_image) in scores.log_probs.detach().to_vec1::<f32>()?.into_iter().zip(of_image) {
             let nll = -f64::from(log_prob);
             match of_image {
@@ -226,15 +231,37 @@ impl SimpleAr {
         Ok((scores, sums))
     }
 
-    /// The mean negative log-likelihood of rows of tokens, without a gradient: `{name}nll` over all ids after the first, and
-    /// `{name}image_nll`, `{name}text_nll`.
-    fn nll_of(&self, rows: &[TrainingRow], at_once: usize) -> Result<Sums> {
+    /// The negative log-likelihood of every id of rows but the first, over the full vocabulary and without a gradient; so many
+    /// rows go through the decoder at once.
+    pub fn row_nll(&self, rows: &[TrainingRow], at_once: usize) -> Result<RowNll> {
         let policy = self.detached()?;
-        let mut sums = Sums::default();
+        let mut sums = RowNll::default();
         for part in rows.chunks(at_once.max(1)) {
             sums.add(policy.row_scores(part, LossOver::Row)?.1);
         }
         Ok(sums)
+    }
+
+    /// An error for tokens of another grid or visual tokenizer than the policy's.
+    pub fn check_tokens(&self, tokens: &TokenSet) -> Result<()> {
+        let fault = |what: String| {
+            Err(Error::config(format!("{what}: tokenise the corpus with the policy's own visual tokenizer and size")))
+        };
+        if tokens.grid() != self.grid {
+            return fault(format!(
+                "the tokens have a grid of {:?} and the policy one of {:?}",
+                tokens.grid(),
+                self.grid
+            ));
+        }
+        let (theirs, ours) = (tokens.n_codes(), self.cosmos.n_codes());
+        if theirs != ours {
+            return fault(format!("the tokens are of a codebook of {theirs} and the policy's has {ours}"));
+        }
+        match tokens.tokenizer() == self.cosmos.fingerprint()? {
+            true => Ok(()),
+            false => fault("the tokens were made by another visual tokenizer than the policy's".into()),
+        }
     }
 }
 
@@ -250,7 +277,7 @@ impl Learner for CaptionedTokens {
             LossOver::Image => row.ids.len() - row.image_at,
         };
         let total: usize = rows.iter().map(n_trained).sum();
-        let mut sums = Sums::default();
+        let mut sums = RowNll::default();
         for part in rows.chunks(self.rows_at_once(&rows)?) {
             let (Scores { log_probs, tape, .. }, of_part) = self.policy.row_scores(part, self.plan.loss)?;
             backward(&log_probs, tape, -1.0 / total.max(1) as f64, &self.policy, gradients)?;
@@ -267,7 +294,7 @@ impl Learner for CaptionedTokens {
     }
 
     fn validate(&mut self) -> Result<Metrics> {
-        let sums = self.policy.nll_of(&self.held_out, self.plan.rows_per_backward)?;
+        let sums = self.policy.row_nll(&self.held_out, self.plan.rows_per_backward)?;
         Ok(sums.means(["validation/nll", "validation/image_nll", "validation/text_nll"]))
     }
 
@@ -331,26 +358,4 @@ fn shown_prompt(policy: &SimpleAr, source: &Source, index: usize) -> Result<(Pro
     let codes: Vec<u32> = row.codes.iter().map(|code| u32::from(*code)).collect();
     let picture = policy.decode(&[codes])?.pop().unwrap_or_default();
     Ok((Prompt::new(text), picture))
-}
-
-/// An error for tokens of another grid or visual tokenizer than the policy's.
-fn check_tokens(policy: &SimpleAr, tokens: &TokenSet) -> Result<()> {
-    let fault = |what: String| {
-        Err(Error::config(format!("{what}: tokenise the corpus with the policy's own visual tokenizer and size")))
-    };
-    if tokens.grid() != policy.grid() {
-        return fault(format!(
-            "the tokens have a grid of {:?} and the policy one of {:?}",
-            tokens.grid(),
-            policy.grid()
-        ));
-    }
-    let (theirs, ours) = (tokens.n_codes(), policy.cosmos.n_codes());
-    if theirs != ours {
-        return fault(format!("the tokens are of a codebook of {theirs} and the policy's has {ours}"));
-    }
-    match tokens.tokenizer() == policy.cosmos.fingerprint()? {
-        true => Ok(()),
-        false => fault("the tokens were made by another visual tokenizer than the policy's".into()),
-    }
 }

@@ -174,7 +174,7 @@ impl super::super::TextTokenizer {
             Some(text) => self.prompt(text)?,
             None => self.null_prompt(),
         };
-        if ids.len() > max_tokens + 2 {
+        if ids.len() > max_tokens.saturating_add(2) {
             ids.truncate(max_tokens + 1);
             ids.push(self.image_start());
         }
