@@ -6,10 +6,10 @@
 //!
 //! The pictures are the peer's, made anew in every run from seeds: JPEG of quality 92 with 4:2:0, in size like photographs.
 //! Each side decodes and crops them from memory, in a process of its own, laps in turns; the numbers are medians over
-//! laps of processor time, which other programs on the machine disturb least: ours is the kernel's account of the thread
-//! (`/proc/thread-self/schedstat`), the peer's `time.thread_time`. `ratio` is the peer's time over ours, the median over
-//! rounds of laps side by side. A third contender decodes by way of the crate `image`, to show what calling its decoder
-//! directly is worth. The parts are by the wall clock. The means of the first crop's channels agree within half a level.
+//! laps of processor time, which other programs on the machine disturb least, by the kernel's account of each side's
+//! thread (`/proc/thread-self/schedstat`). `ratio` is the peer's time over ours, the median over rounds of laps side by
+//! side. A third contender decodes by way of the crate `image`, to show what calling its decoder directly is worth. The
+//! parts are by the wall clock. The means of the first crop's channels agree within half a level.
 
 #![expect(clippy::print_stdout, reason = "a bench speaks to a person")]
 

@@ -259,15 +259,18 @@ fn without_weights<V: Value>(run: &Run, (sources, start): Sources<'_, V>, block:
         let resized = &mut resized.as_chunks_mut::<3>().0[run.pixels.clone()];
         match run.kind {
             Kind::Copied(at) => resized.copy_from_slice(&source[at - start..][..resized.len()]),
-            Kind::Middle(at) => {
-                let source = source[at - start..].as_flattened();
-                for (pixel, two) in resized.iter_mut().zip(source.chunks_exact(6)) {
-                    for (channel, value) in pixel.iter_mut().enumerate() {
-                        *value = two[channel].middle(two[channel + 3]);
-                    }
-                }
-            }
+            Kind::Middle(at) => halve(source[at - start..].as_flattened(), resized),
             Kind::Weighted => {}
+        }
+    }
+}
+
+/// Two pixels of a row make one.
+#[inline(always)]
+fn halve<V: Value>(source: &[V], resized: &mut [[V; 3]]) {
+    for (pixel, two) in resized.iter_mut().zip(source.chunks_exact(6)) {
+        for (channel, value) in pixel.iter_mut().enumerate() {
+            *value = two[channel].middle(two[channel + 3]);
         }
     }
 }
@@ -320,27 +323,31 @@ impl<V: Value> WithSimd for Down<'_, V> {
         let Self { part, taps, columns, resized } = self;
         let width = columns.len() * 3;
         let mut sums = vec![V::START; width];
+        let row = |at: usize| part.row(at, columns.clone());
         for (pixel, resized) in resized.chunks_exact_mut(width).enumerate() {
             match taps.kind(pixel) {
-                Kind::Copied(at) => resized.copy_from_slice(part.row(at, columns.clone())),
-                Kind::Middle(at) => {
-                    let (upper, lower) = (part.row(at, columns.clone()), part.row(at + 1, columns.clone()));
-                    for ((value, upper), lower) in resized.iter_mut().zip(upper).zip(lower) {
-                        *value = upper.middle(*lower);
-                    }
-                }
+                Kind::Copied(at) => resized.copy_from_slice(row(at)),
+                Kind::Middle(at) => middle_of([row(at), row(at + 1)], resized),
                 Kind::Weighted => {
                     sums.fill(V::START);
-                    for &(at, weight) in taps.of(pixel) {
-                        for (sum, value) in sums.iter_mut().zip(part.row(at, columns.clone())) {
-                            *sum = V::plus(*sum, *value, weight);
-                        }
-                    }
-                    for (value, sum) in resized.iter_mut().zip(&sums) {
-                        *value = V::of_sum(*sum);
-                    }
+                    taps.of(pixel).iter().for_each(|&(at, weight)| add_row(&mut sums, row(at), weight));
+                    resized.iter_mut().zip(&sums).for_each(|(value, sum)| *value = V::of_sum(*sum));
                 }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn middle_of<V: Value>([upper, lower]: [&[V]; 2], resized: &mut [V]) {
+    for ((value, upper), lower) in resized.iter_mut().zip(upper).zip(lower) {
+        *value = upper.middle(*lower);
+    }
+}
+
+#[inline(always)]
+fn add_row<V: Value>(sums: &mut [V::Sum], row: &[V], weight: V::Sum) {
+    for (sum, value) in sums.iter_mut().zip(row) {
+        *sum = V::plus(*sum, *value, weight);
     }
 }

@@ -61,6 +61,11 @@ def center_crop(picture, size):
     return picture.crop((left, top, left + size, top + size))
 
 
+def processor_seconds():
+    """What the kernel has counted of this thread's time on a processor: the bench's own clock."""
+    return int(pathlib.Path("/proc/thread-self/schedstat").read_text().split()[0]) / 1e9
+
+
 def crop(folder, size, side):
     channel = Channel()
     channel.imported()
@@ -69,7 +74,7 @@ def crop(folder, size, side):
     n_pictures = max(len(files), PIXELS // (width * height))
     channel.say("ready")
     while channel.wait():
-        started = time.thread_time()
+        started = processor_seconds()
         decoding, cropping, value = 0.0, 0.0, None
         for file in itertools.islice(itertools.cycle(files), n_pictures):
             before = time.perf_counter()
@@ -79,7 +84,7 @@ def crop(folder, size, side):
             cropping += (time.perf_counter() - between) / n_pictures
             decoding += (between - before) / n_pictures
             value = value or ImageStat.Stat(picture).mean
-        channel.lap((time.thread_time() - started) / n_pictures, [*value, decoding, cropping])
+        channel.lap((processor_seconds() - started) / n_pictures, [*value, decoding, cropping])
 
 
 if __name__ == "__main__":

@@ -18,10 +18,7 @@ import torch
 from PIL import Image
 
 from clip_preprocess import MEAN, STD, hps_pixels, hpsv2, padding, simplear_pixels
-# The root package's goldens hold the pictures' formula.
-sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../tests/golden"))
-
-from resize import noise, with_pillow  # noqa: E402
+from resize import noise, with_pillow
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 EXPORT = os.path.join(HERE, "..", "..", "export")
