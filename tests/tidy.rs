@@ -129,6 +129,7 @@ fn emitted(objective: Objective) -> BTreeSet<String> {
 /// The names in the first column of the page's tables of numbers.
 fn documented() -> BTreeSet<String> {
     let page = fs::read_to_string(root().join("src/docs/metrics.md")).unwrap();
+    // The stages before GRPO are compared where they are: policies/tests/stages.rs.
     let numbers = page.split("## Pictures").next().unwrap();
     let rows = numbers.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
     rows.flat_map(|cell| cell.split('`').step_by(2))

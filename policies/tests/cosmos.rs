@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use grpo::{Gradients, OptimConfig, Schedule, Seed};
-use grpo_policies::cosmos::{Cosmos, CosmosConfig, TrainPlan, train};
+use grpo::{Gradients, OptimConfig, Seed};
+use grpo_policies::cosmos::{Cosmos, CosmosConfig, Reconstruction, ReconstructionPlan};
 use grpo_policies::safetensors_file::{Precision, read_bytes};
+use grpo_policies::stage::{Stage, StageLog, StagePlan};
 use image::RgbImage;
 
 const GOLDEN_WEIGHTS: &[u8] = include_bytes!("golden/cosmos.safetensors");
@@ -146,25 +147,21 @@ fn every_parameter_gets_a_gradient() {
 
 #[test]
 fn a_small_tokenizer_learns_four_pictures() {
-    let mut tokenizer = fresh(small());
-    let plan = TrainPlan {
-        n_steps: 60,
-        optim: OptimConfig {
-            lr: 5e-3,
-            weight_decay: 0.0,
-            n_warmup: 5,
-            schedule: Schedule::Constant,
-            ..OptimConfig::default()
-        },
+    let pictures = (0..4).map(|seed| picture(seed, 32)).collect();
+    let plan = ReconstructionPlan { batch: 4, validation_images: 0 };
+    let learner = Reconstruction::new(fresh(small()), plan, pictures, Seed::new(0)).unwrap();
+    let loss = |tokenizer: &Cosmos| {
+        let pictures: Vec<RgbImage> = (0..4).map(|seed| picture(seed, 32)).collect();
+        let loss = tokenizer.train_loss(&pictures.iter().collect::<Vec<_>>()).unwrap();
+        loss.to_scalar::<f32>().unwrap()
     };
-    let mut losses = Vec::new();
-    let batch = |_| Ok((0..4).map(|seed| picture(seed, 32)).collect());
-    train(&mut tokenizer, &plan, batch, |step| {
-        losses.push(step.loss);
-        Ok(())
-    })
-    .unwrap();
-    assert!(losses[59] < 0.4 * losses[0], "{} {}", losses[0], losses[59]);
+    let before = loss(learner.cosmos());
+    let optim = OptimConfig { lr: 5e-3, n_warmup: 5, ..OptimConfig::default() };
+    let plan = StagePlan { seed: 0, n_steps: 60, optim, ema: None, max_skips_in_row: 3, log: StageLog::default() };
+    let mut stage = Stage::new(plan, learner).unwrap();
+    stage.run().unwrap();
+    let after = loss(stage.learner().cosmos());
+    assert!(after < 0.4 * before, "{before} {after}");
 }
 
 #[test]
@@ -241,10 +238,27 @@ fn codes_and_sizes_that_cannot_be_are_errors() {
 
 #[test]
 fn a_frozen_tokenizer_cannot_be_trained() {
-    let mut frozen = Golden::read().tokenizer();
-    let plan = TrainPlan { n_steps: 1, optim: OptimConfig::default() };
-    let error = train(&mut frozen, &plan, |_| Ok(vec![picture(0, 32)]), |_| Ok(())).unwrap_err();
+    let plan = ReconstructionPlan { batch: 1, validation_images: 0 };
+    let error =
+        Reconstruction::new(Golden::read().tokenizer(), plan, vec![picture(0, 32)], Seed::new(0)).err().unwrap();
     assert!(error.to_string().contains("loaded frozen"), "{error}");
+}
+
+/// Precision of a file is not what tells tokenizers apart; a weight is.
+#[test]
+fn a_fingerprint_survives_saving_and_no_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = fresh(small());
+    let fingerprint = tokenizer.fingerprint().unwrap();
+    for precision in [Precision::F32, Precision::Bf16] {
+        tokenizer.save(folder.path(), precision).unwrap();
+        assert_eq!(Cosmos::load(folder.path(), &Device::Cpu).unwrap().fingerprint().unwrap(), fingerprint);
+    }
+    let mut tensors = golden_tensors();
+    let whole = Cosmos::new(Golden::read().config, tensors.clone(), &Device::Cpu).unwrap().fingerprint().unwrap();
+    let bias = (tensors.get("quant_conv.bias").unwrap() + 0.1).unwrap();
+    tensors.insert("quant_conv.bias".into(), bias);
+    assert_ne!(Cosmos::new(Golden::read().config, tensors, &Device::Cpu).unwrap().fingerprint().unwrap(), whole);
 }
 
 /// The operations that other devices have against the CPU's own kernels; f16 shows that no f32 is left between.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -151,16 +152,17 @@ fn a_resumed_pretraining_equals_the_unbroken_one() {
     check_resume(make, &plan(6, Some(0.9)), &["policy/model.safetensors", "policy_ema/model.safetensors"]);
 }
 
+fn small_tokenizer() -> Reconstruction {
+    let images = (0..6).map(|at| RgbImage::from_pixel(16, 16, image::Rgb([at * 40, 100, 20]))).collect();
+    let small = CosmosConfig { channels: 8, z_channels: 4, ..CosmosConfig::shapes() };
+    let cosmos = Cosmos::init(small, Seed::new(2), &Device::Cpu).unwrap();
+    let plan = ReconstructionPlan { batch: 3, validation_images: 2 };
+    Reconstruction::new(cosmos, plan, images, Seed::new(4)).unwrap()
+}
+
 #[test]
 fn a_resumed_visual_tokenizer_equals_the_unbroken_one() {
-    let images: Vec<RgbImage> = (0..6).map(|at| RgbImage::from_pixel(16, 16, image::Rgb([at * 40, 100, 20]))).collect();
-    let small = CosmosConfig { channels: 8, z_channels: 4, ..CosmosConfig::shapes() };
-    let make = || {
-        let cosmos = Cosmos::init(small.clone(), Seed::new(2), &Device::Cpu).unwrap();
-        let plan = ReconstructionPlan { batch: 3, validation_images: 2 };
-        Reconstruction::new(cosmos, plan, images.clone(), Seed::new(4)).unwrap()
-    };
-    check_resume(make, &plan(4, None), &["policy/model.safetensors"]);
+    check_resume(small_tokenizer, &plan(4, None), &["policy/model.safetensors"]);
 }
 
 #[test]
@@ -309,6 +311,33 @@ fn what_does_not_fit_together_is_refused() {
     assert!(Stage::new(plan(1, None), frozen).err().unwrap().to_string().contains("nothing is trainable"));
     let error = Stage::new(plan(1, Some(1.0)), learner(&small, batch(|_| {}))).err().unwrap().to_string();
     assert!(error.contains("ema is 1"), "{error}");
+}
+
+/// The names that a run logged.
+fn logged(run: &RunFolder) -> BTreeSet<String> {
+    grpo::chart::curves(run).unwrap().into_keys().collect()
+}
+
+#[test]
+fn the_page_of_metrics_has_every_name_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = tokens(folder.path(), 64);
+    let run = RunFolder::create(folder.path(), "rows", 3).unwrap();
+    let stage = Stage::new(plan(2, Some(0.5)), learner(&tokens, batch(|_| {}))).unwrap();
+    stage.measure_against(Some(1e12)).record_in(&run, "").unwrap().run().unwrap();
+    let mut emitted = logged(&run);
+    let run = RunFolder::create(folder.path(), "images", 3).unwrap();
+    Stage::new(plan(2, None), small_tokenizer()).unwrap().record_in(&run, "").unwrap().run().unwrap();
+    emitted.extend(logged(&run));
+
+    let page = include_str!("../../src/docs/metrics.md").split("# Metrics of the stages").nth(1).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let documented: BTreeSet<String> = rows
+        .flat_map(|cell| cell.split('`').step_by(2))
+        .filter(|n| !n.contains([' ', ',']))
+        .map(String::from)
+        .collect();
+    assert_eq!(emitted, documented);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! `grpo show`: the resolved configuration.
 
 use clap::Args;
+use grpo_policies::tokens::Settings;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{ConfigArgs, print};
-use crate::config::{self, TrainFile};
+use crate::config::{self, PretrainFile, SftFile, TokenizerFile, TrainFile};
 use crate::failure::{Failure, Outcome};
 
-/// Print a training configuration with every default filled in; the same text is kept in the run's folder.
+/// Print a configuration of any stage with every default filled in; the same text is kept in the run's folder.
 #[derive(Args)]
 pub struct Show {
     #[command(flatten)]
@@ -16,16 +19,67 @@ pub struct Show {
     json: bool,
 }
 
+/// What a file is of, told by the tables that only such a file has.
+const KINDS: [(&str, Kind); 4] =
+    [("rewards", Kind::Train), ("cosmos", Kind::Tokenizer), ("decoder", Kind::Pretrain), ("stage", Kind::Sft)];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Train,
+    Tokenizer,
+    Pretrain,
+    Sft,
+    Tokens,
+}
+
 impl Show {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
-        let file: TrainFile = config::read(&self.config.config, &self.config.changes)?;
-        file.train_config().check()?;
-        file.law.check_trainable()?;
+        let path = &self.config.config;
+        let table: toml::Table = config::read(path, &[])?;
+        let kind = KINDS.iter().find(|(key, _)| table.contains_key(*key)).map_or(Kind::Tokens, |(_, kind)| *kind);
+        match kind {
+            Kind::Train => {
+                let file: TrainFile = self.read()?;
+                file.train_config().check()?;
+                file.law.check_trainable()?;
+                self.show(&file)
+            }
+            Kind::Tokenizer => {
+                let file: TokenizerFile = self.read()?;
+                file.corpus.check()?;
+                file.stage.check()?;
+                self.show(&file)
+            }
+            Kind::Pretrain => {
+                let file: PretrainFile = self.read()?;
+                file.data.check()?;
+                file.stage.check()?;
+                self.show(&file)
+            }
+            Kind::Sft => {
+                let file: SftFile = self.read()?;
+                file.data.check()?;
+                file.stage.check()?;
+                self.show(&file)
+            }
+            Kind::Tokens => {
+                let settings: Settings = self.read()?;
+                settings.check()?;
+                self.show(&settings)
+            }
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self) -> Outcome<T> {
+        config::read(&self.config.config, &self.config.changes)
+    }
+
+    fn show(&self, file: &impl Serialize) -> Outcome<()> {
         let ours = |error: anyhow::Error| Failure::from(error);
         let text = match self.json {
-            true => serde_json::to_string(&file).map_err(|error| ours(error.into()))?,
-            false => toml::to_string(&file).map_err(|error| ours(error.into()))?,
+            true => serde_json::to_string(file).map_err(|error| ours(error.into()))?,
+            false => toml::to_string(file).map_err(|error| ours(error.into()))?,
         };
         print(text.trim_end())
     }

@@ -1,5 +1,6 @@
 //! Captions from bytes, JSON fields and label files, never guessed at.
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::entry::{Caption, Fault, Reason};
@@ -8,6 +9,38 @@ use super::entry::{Caption, Fault, Reason};
 pub(super) fn utf8(bytes: &[u8]) -> Result<&str, Fault> {
     let fault = |error| Fault::new(Reason::CaptionNotUtf8, format!("{error}; save the text as UTF-8"));
     std::str::from_utf8(bytes).map_err(fault)
+}
+
+/// JSON as Python writes it: its `NaN` and infinities, which img2dataset leaves for what a table lacks and which are no
+/// JSON, are null.
+pub(super) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+    let text = utf8(bytes)?;
+    let again = |error: serde_json::Error| {
+        let fault = |_| Fault::new(Reason::DamagedEntry, format!("not JSON: {error}"));
+        serde_json::from_str(&without_nan(text)).map_err(fault)
+    };
+    serde_json::from_str(text).or_else(again)
+}
+
+fn without_nan(text: &str) -> String {
+    let (mut rest, mut kept, mut in_string) = (text, String::with_capacity(text.len()), false);
+    while let Some(letter) = rest.chars().next() {
+        let word = ["NaN", "-Infinity", "Infinity"].into_iter().find(|word| !in_string && rest.starts_with(word));
+        let length = match (word, letter, in_string) {
+            (Some(word), ..) => {
+                kept.push_str("null");
+                rest = &rest[word.len()..];
+                continue;
+            }
+            // What an escape stands for ends no string.
+            (None, '\\', true) => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            _ => letter.len_utf8(),
+        };
+        in_string ^= letter == '"';
+        kept.push_str(&rest[..length]);
+        rest = &rest[length..];
+    }
+    kept
 }
 
 /// A text, or a list of texts of which the first is taken, as SimpleAR's `t2i_data.py` does.
@@ -80,6 +113,18 @@ mod tests {
         check(Some("a"), Some(" \n"), Ok(&["a"]));
         check(Some(" \n"), Some("long"), Err(Reason::EmptyCaption));
         check(None, Some("long"), Err(Reason::NoCaption));
+    }
+
+    #[test]
+    fn pythons_numbers_that_are_none_are_null() {
+        let check = |text: &str, expected: Result<Value, Reason>| {
+            assert_eq!(json::<Value>(text.as_bytes()).map_err(|fault| fault.reason), expected, "{text}");
+        };
+        check(r#"{"a": NaN, "b": [-Infinity, Infinity]}"#, Ok(json!({"a": null, "b": [null, null]})));
+        check(r#"{"NaN": "is \"NaN\" é", "b": NaN}"#, Ok(json!({"NaN": "is \"NaN\" é", "b": null})));
+        check(r#"{"a": NaN"#, Err(Reason::DamagedEntry));
+        check(r#"{"a": "NaN\"#, Err(Reason::DamagedEntry));
+        check(r#"{"a": NoN}"#, Err(Reason::DamagedEntry));
     }
 
     #[test]

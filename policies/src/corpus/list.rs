@@ -140,8 +140,7 @@ impl<'de> Visitor<'de> for Rows<'_> {
 }
 
 fn row_of_line(line: &[u8], columns: &Columns) -> Row {
-    let value = serde_json::from_str(caption::utf8(line.trim_ascii_end())?);
-    row(&value.map_err(|error| Fault::new(Reason::DamagedEntry, format!("not JSON: {error}")))?, columns)
+    row(&caption::json(line.trim_ascii_end())?, columns)
 }
 
 fn row(value: &Value, columns: &Columns) -> Row {

@@ -154,7 +154,12 @@ impl<'a> Shard<'a> {
         let text = sample.text.map(|span| self.body(span)).transpose()?;
         let text = text.as_deref().map(caption::utf8).transpose().map_err(|fault| fault.within(".txt"))?;
         let json = sample.json.map(|span| self.body(span)).transpose()?;
-        let json = json.as_deref().map(object).transpose().map_err(|fault| fault.within(".json"))?.unwrap_or_default();
+        let json = json
+            .as_deref()
+            .map(caption::json::<Map<String, Value>>)
+            .transpose()
+            .map_err(|fault| fault.within(".json"))?
+            .unwrap_or_default();
         let short = text.map_or_else(|| caption::field(&json, &columns.caption), |text| Ok(Some(text)))?;
         let caption = caption::of_picture(short, caption::field(&json, &columns.long_caption)?)?;
         Ok((Content::Encoded(self.body(picture)?), caption))
@@ -163,10 +168,6 @@ impl<'a> Shard<'a> {
     fn body(&mut self, (start, size): Span) -> std::result::Result<Vec<u8>, Fault> {
         self.archive.body(start, size).map_err(|message| Fault::new(Reason::DamagedEntry, message))
     }
-}
-
-fn object(bytes: &[u8]) -> std::result::Result<Map<String, Value>, Fault> {
-    serde_json::from_str(caption::utf8(bytes)?).map_err(|error| Fault::new(Reason::DamagedEntry, error.to_string()))
 }
 
 #[cfg(test)]

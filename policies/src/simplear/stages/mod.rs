@@ -111,13 +111,15 @@ impl CaptionedTokens {
         seed: Seed,
     ) -> Result<Self> {
         plan.check()?;
+        let mut rows = plan.rows.clone();
+        rows.max_caption_tokens = rows.max_caption_tokens.min(policy.longest_caption());
         for set in [Some(&tokens), validation.as_ref()].into_iter().flatten() {
             policy.check_tokens(set)?;
         }
         let source = Source {
             tokens: tokens.clone(),
             text: policy.text.clone(),
-            config: plan.rows.clone(),
+            config: rows.clone(),
             seed: seed.named("rows"),
         };
         let n_held_out = if validation.is_some() { 0 } else { plan.validation_rows };
@@ -130,7 +132,7 @@ impl CaptionedTokens {
             }
         };
         // What is held out says the same in every run and at every step, and is never without its caption.
-        let said = RowConfig { caption_dropout: 0.0, ..plan.rows.clone() };
+        let said = RowConfig { caption_dropout: 0.0, ..rows };
         let watched =
             Source { tokens: from.clone(), config: said, seed: Seed::new(0).named("validation"), ..source.clone() };
         let rows = held_out.iter().map(|index| watched.row(*index, 0)).collect::<Result<_>>()?;
@@ -240,6 +242,11 @@ impl SimpleAr {
             sums.add(policy.row_scores(part, LossOver::Row)?.1);
         }
         Ok(sums)
+    }
+
+    /// Ids of a caption that the decoder has positions for, beside the image and two specials; the last id is never read.
+    fn longest_caption(&self) -> usize {
+        (self.decoder.config().max_position_embeddings + 1).saturating_sub(self.n_tokens() + 2)
     }
 
     /// An error for tokens of another grid or visual tokenizer than the policy's.

@@ -21,7 +21,8 @@ pub struct RowConfig {
     pub prefixes: Prefixes,
     /// Probability that a row loses prefix and caption, which guidance needs; 0.1 in the paper.
     pub caption_dropout: f64,
-    /// Ids of prefix and caption at most: 512 in the original, whose rows are 1,536 and 4,608 ids long.
+    /// Ids of prefix and caption at most, or as many as the decoder has positions for: 512 in the original, whose rows are
+    /// 1,536 and 4,608 ids long.
     pub max_caption_tokens: usize,
 }
 
