@@ -1,14 +1,19 @@
 """Pillow as the peer of experiments/benches/pictures.rs, which starts it and speaks to it in lines.
 
     python pictures.py make FOLDER      writes the pictures
-    python pictures.py crop FOLDER WIDTHxHEIGHT SIDE
+    python pictures.py crop FOLDER WIDTHxHEIGHT SIDE plain|kept
 
 A lap decodes the pictures of that size in FOLDER and crops them by the steps of SimpleAR's `center_crop_arr` (the cut is
 Pillow's own, which is faster than by way of numpy); it tells the seconds of processor time for one picture, the mean of each
-channel of the first, and the seconds of both parts by the wall clock. pillow is all that it needs.
+channel of the first, and the seconds of both parts by the wall clock.
+
+`plain` is Python as it is started: what a picture has taken is returned to the system, and taken anew page by page for the
+next one. `kept` tells the C library to keep it, which Pillow's own PILLOW_BLOCKS_MAX does only in part. pillow is all that
+is needed.
 """
 import io
 import itertools
+import os
 import pathlib
 import random
 import sys
@@ -18,6 +23,8 @@ from PIL import Image, ImageDraw, ImageStat
 
 from protocol import Channel
 
+# Read by the C library when a process starts.
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 SIZES = [(1024, 1024), (2048, 2048), (1365, 1024)]
 N_PICTURES = 4
 # So many pixels are decoded in a lap.
@@ -66,7 +73,9 @@ def processor_seconds():
     return int(pathlib.Path("/proc/thread-self/schedstat").read_text().split()[0]) / 1e9
 
 
-def crop(folder, size, side):
+def crop(folder, size, side, memory):
+    if memory == "kept" and not KEPT.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEPT})
     channel = Channel()
     channel.imported()
     files = [path.read_bytes() for path in sorted(folder.glob(f"{size}_*.jpg"))]
