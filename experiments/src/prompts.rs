@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use crate::failure::{Failure, Outcome};
 
-/// The prompts of a file, in its order; other keys of an object are the prompt's columns, as in GenEval's metadata.
+/// The prompts of a file, in its order; other keys of an object are the prompt's columns, as in GenEval's metadata. A list of
+/// captioned images is one of prompts too: its "caption" is the prompt where there is no other.
 pub fn read(path: &Path) -> Outcome<Vec<Prompt>> {
     let fault = |message: String| Failure::user(format!("{}: {message}", path.display()));
     let file =
@@ -27,8 +28,8 @@ fn prompt_of(line: &str) -> Result<Prompt, String> {
         return Ok(Prompt::new(line.trim()));
     }
     let mut columns: Map<String, Value> = serde_json::from_str(line).map_err(|error| error.to_string())?;
-    let Some(Value::String(text)) = columns.remove("prompt") else {
-        return Err("the object has no text under \"prompt\"; add it".into());
+    let Some(Value::String(text)) = columns.remove("prompt").or_else(|| columns.remove("caption")) else {
+        return Err("the object has no text under \"prompt\" or \"caption\"; add it".into());
     };
     Ok(columns.into_iter().fold(Prompt::new(text), |prompt, (name, value)| prompt.with(name, value)))
 }
@@ -47,6 +48,8 @@ mod tests {
         };
         let prompts = read_text("a cat\n\n {\"prompt\": \"a sign\", \"text\": \"open\"} \n").unwrap();
         assert_eq!(prompts, [Prompt::new("a cat"), Prompt::new("a sign").with("text", "open")]);
+        let captioned = read_text("{\"image_path\": \"1.png\", \"caption\": \"a cat\"}").unwrap();
+        assert_eq!(captioned, [Prompt::new("a cat").with("image_path", "1.png")]);
         assert!(read_text("\n").unwrap_err().ends_with("the file holds no prompt; write one a line"));
         assert!(read_text("a\n{\"text\": 1}").unwrap_err().contains("line 2: the object has no text under"));
         assert!(read_text("{\"prompt\"").unwrap_err().contains("line 1: EOF"));

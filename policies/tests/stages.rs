@@ -304,7 +304,7 @@ fn what_does_not_fit_together_is_refused() {
     let decoder = Decoder::init(config, Seed::new(0)).unwrap();
     let stranger = SimpleAr::new(decoder, Arc::new(other), Arc::new(text), (8, 8)).unwrap();
     check(make(stranger, &small, batch(|_| {})), "made by another visual tokenizer");
-    check(make(policy(&small), &small, batch(|plan| plan.validation_rows = 24)), "validation.rows is 24");
+    check(make(policy(&small), &small, batch(|plan| plan.validation_rows = 24)), "data.validation_rows is 24");
     check(make(policy(&small), &small, batch(|plan| plan.rows.caption_dropout = 1.5)), "caption_dropout is 1.5");
     let frozen = learner(&small, batch(|_| {})).policy().frozen().unwrap();
     let frozen = make(frozen, &small, batch(|_| {})).unwrap();

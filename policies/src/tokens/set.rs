@@ -141,13 +141,19 @@ impl Order {
     pub fn new(n_rows: usize, n_held_out: usize, seed: Seed) -> Result<Self> {
         if n_held_out >= n_rows {
             return Err(Error::config(format!(
-                "validation.rows is {n_held_out} and the tokens have {n_rows} rows; hold out fewer"
+                "data.validation_rows is {n_held_out} and the tokens have {n_rows} rows; hold out fewer"
             )));
         }
-        let mut held_out = Seed::new(0).named("validation rows").draws().permutation(n_rows);
-        let mut trained = held_out.split_off(n_held_out);
+        let (held_out, mut trained) = Self::drawn(n_rows, n_held_out);
         trained.sort_unstable();
         Ok(Self { trained, held_out, seed, epoch: None })
+    }
+
+    /// `n` of a set's rows, or all of them, that losses and pictures are taken of, and the others; the same in every run.
+    pub fn drawn(n_rows: usize, n: usize) -> (Vec<usize>, Vec<usize>) {
+        let mut drawn = Seed::new(0).named("validation rows").draws().permutation(n_rows);
+        let rest = drawn.split_off(n.min(n_rows));
+        (drawn, rest)
     }
 
     /// Rows that training never sees.

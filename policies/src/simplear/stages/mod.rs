@@ -126,10 +126,7 @@ impl CaptionedTokens {
         let order = Order::new(tokens.len(), n_held_out, seed.named("data"))?;
         let (from, held_out) = match &validation {
             None => (&tokens, order.held_out().to_vec()),
-            Some(set) => {
-                let n = plan.validation_rows.min(set.len().saturating_sub(1)).max(1);
-                (set, Order::new(set.len(), n.min(set.len() - 1), Seed::new(0))?.held_out().to_vec())
-            }
+            Some(set) => (set, Order::drawn(set.len(), plan.validation_rows).0),
         };
         // What is held out says the same in every run and at every step, and is never without its caption.
         let said = RowConfig { caption_dropout: 0.0, ..rows };
@@ -301,7 +298,7 @@ impl Learner for CaptionedTokens {
     }
 
     fn validate(&mut self) -> Result<Metrics> {
-        let sums = self.policy.row_nll(&self.held_out, self.plan.rows_per_backward)?;
+        let sums = self.policy.row_nll(&self.held_out, self.rows_at_once(&self.held_out)?)?;
         Ok(sums.means(["validation/nll", "validation/image_nll", "validation/text_nll"]))
     }
 
