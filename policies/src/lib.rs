@@ -32,6 +32,11 @@ mod torch_file;
 
 pub use allocator::keep_freed_memory;
 
+/// Bytes as text.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// The optimiser's work in code of our own: what [`grpo::Policy::device_optimiser`] gives.
 pub(crate) fn device_optimiser() -> Option<std::sync::Arc<dyn grpo::DeviceOptimiser>> {
     #[cfg(feature = "cuda")]

@@ -53,7 +53,7 @@ fn tokens(folder: &Path, side: u32) -> Arc<TokenSet> {
 }
 
 fn policy(tokens: &TokenSet) -> SimpleAr {
-    let text = TextTokenizer::of_words(words(tokens, 1).unwrap().iter().map(String::as_str)).unwrap();
+    let text = TextTokenizer::of_words(words(tokens.caption_lines(), 1).unwrap().iter().map(String::as_str)).unwrap();
     let config = DecoderConfig {
         vocab_size: text.n_ids() as usize + 1600,
         hidden_size: 32,
@@ -104,7 +104,7 @@ impl<L: Learner> Learner for Breaks<L> {
     fn save(&self, folder: &Path) -> Result<()> {
         self.0.save(folder)
     }
-    fn identity(&self) -> String {
+    fn identity(&self) -> Result<String> {
         self.0.identity()
     }
 }
@@ -265,8 +265,8 @@ fn updates_that_are_not_finite_are_skipped_and_end_the_run() {
         fn save(&self, folder: &Path) -> Result<()> {
             self.0.save(folder)
         }
-        fn identity(&self) -> String {
-            String::new()
+        fn identity(&self) -> Result<String> {
+            Ok(String::new())
         }
     }
     let folder = tempfile::tempdir().unwrap();
@@ -274,8 +274,18 @@ fn updates_that_are_not_finite_are_skipped_and_end_the_run() {
     let run = RunFolder::create(folder.path(), "nan", 3).unwrap();
     let learner = Nan(learner(&tokens, batch(|_| {})));
     let mut stage = Stage::new(plan(20, None), learner).unwrap().record_in(&run, "").unwrap();
+    let values =
+        |stage: &Stage<Nan>| stage.learner().params().get("model.norm.weight").unwrap().to_vec1::<f32>().unwrap();
+    stage.step().unwrap();
+    let (first, _) = (values(&stage), stage.step().unwrap());
+    assert_eq!(values(&stage), first, "a skipped update moved a weight");
+    stage.step().unwrap();
+    assert_ne!(values(&stage), first);
+    let third = values(&stage);
     let error = stage.run().unwrap_err().to_string();
     assert!(error.contains("3 updates in a row were skipped, the last at step 5"), "{error}");
+    assert_eq!(values(&stage), third);
+    assert!(run.path().join("checkpoints/step-6/manifest.json").exists());
     let last = std::fs::read_to_string(run.metrics()).unwrap().lines().last().unwrap().to_string();
     assert!(last.contains("\"skipped_updates\":4.0"), "{last}");
 }
@@ -306,6 +316,7 @@ fn what_does_not_fit_together_is_refused() {
     check(make(stranger, &small, batch(|_| {})), "made by another visual tokenizer");
     check(make(policy(&small), &small, batch(|plan| plan.validation_rows = 24)), "data.validation_rows is 24");
     check(make(policy(&small), &small, batch(|plan| plan.rows.caption_dropout = 1.5)), "caption_dropout is 1.5");
+    check(make(policy(&small), &small, batch(|plan| plan.law.prefix = "A ".into())), "law.prefix is `A `");
     let frozen = learner(&small, batch(|_| {})).policy().frozen().unwrap();
     let frozen = make(frozen, &small, batch(|_| {})).unwrap();
     assert!(Stage::new(plan(1, None), frozen).err().unwrap().to_string().contains("nothing is trainable"));
@@ -327,7 +338,7 @@ fn the_page_of_metrics_has_every_name_and_no_other() {
     stage.measure_against(Some(1e12)).record_in(&run, "").unwrap().run().unwrap();
     let mut emitted = logged(&run);
     let run = RunFolder::create(folder.path(), "images", 3).unwrap();
-    Stage::new(plan(2, None), small_tokenizer()).unwrap().record_in(&run, "").unwrap().run().unwrap();
+    Stage::new(plan(2, Some(0.5)), small_tokenizer()).unwrap().record_in(&run, "").unwrap().run().unwrap();
     emitted.extend(logged(&run));
 
     let page = include_str!("../../src/docs/metrics.md").split("# Metrics of the stages").nth(1).unwrap();
@@ -338,6 +349,55 @@ fn the_page_of_metrics_has_every_name_and_no_other() {
         .map(String::from)
         .collect();
     assert_eq!(emitted, documented);
+}
+
+#[test]
+fn pictures_come_as_often_as_the_plan_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = tokens(folder.path(), 64);
+    let run = RunFolder::create(folder.path(), "pictures", 3).unwrap();
+    let mut plan = plan(6, None);
+    (plan.log.validate_every, plan.log.pictures_every) = (3, 2);
+    Stage::new(plan, learner(&tokens, batch(|_| {}))).unwrap().record_in(&run, "").unwrap().run().unwrap();
+    let drawn = |step: usize| run.samples().join(format!("panel_validation-{step:06}.png")).exists();
+    assert_eq!([0, 1, 2, 3, 4, 5, 6].map(drawn), [true, false, true, false, true, false, true]);
+    let at: Vec<f64> = grpo::chart::curves(&run).unwrap()["validation/nll"].iter().map(|(step, _)| *step).collect();
+    assert_eq!(at, [0.0, 2.0, 3.0, 4.0, 6.0]);
+}
+
+#[test]
+fn what_gets_no_gradient_is_named_before_anything_moves() {
+    struct Cut(CaptionedTokens);
+    impl Learner for Cut {
+        fn params(&self) -> Params {
+            self.0.params()
+        }
+        fn learn(&mut self, step: usize, gradients: &mut Gradients) -> Result<Learned> {
+            let mut all = Gradients::new();
+            let learned = self.0.learn(step, &mut all)?;
+            for (name, gradient) in all.iter().filter(|(name, _)| !name.contains("layers.1.mlp")) {
+                gradients.add(name, gradient)?;
+            }
+            Ok(learned)
+        }
+        fn validate(&mut self) -> Result<Metrics> {
+            Ok(Metrics::new())
+        }
+        fn pictures(&mut self) -> Result<Vec<(String, RgbImage)>> {
+            Ok(Vec::new())
+        }
+        fn save(&self, folder: &Path) -> Result<()> {
+            self.0.save(folder)
+        }
+        fn identity(&self) -> Result<String> {
+            self.0.identity()
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = tokens(folder.path(), 64);
+    let mut stage = Stage::new(plan(2, None), Cut(learner(&tokens, batch(|_| {})))).unwrap();
+    let error = stage.run().unwrap_err().to_string();
+    assert!(error.contains("3 of 26 trainable tensors get no gradient, the first `model.layers.1.mlp"), "{error}");
 }
 
 #[test]
@@ -352,6 +412,10 @@ fn a_checkpoint_of_another_run_is_refused_by_the_setting_that_differs() {
     let mut longer = plan(2, None);
     longer.n_steps = 4;
     assert!(resume(longer, batch(|_| {})).contains("there n_steps = 2, here n_steps = 4"));
+    let held_out = Some(tokens.clone());
+    let other = CaptionedTokens::new(policy(&tokens), batch(|_| {}), (tokens.clone(), held_out), Seed::new(9)).unwrap();
+    let error = Stage::new(plan(2, None), other).unwrap().record_in(&run, "").err().unwrap().to_string();
+    assert!(error.contains("held out: 4 rows of these tokens, here held out: 4 rows of 24 rows"), "{error}");
     let error = resume(plan(2, None), batch(|plan| plan.loss = LossOver::Image));
     assert!(error.contains("there loss = \"row\", here loss = \"image\""), "{error}");
 }

@@ -13,7 +13,7 @@ use image::RgbImage;
 use super::passes::Part;
 use super::resize::{Axis, Filter, PassOrder, resampled};
 
-/// The middle of the picture at `width` by `height`, bit for bit as SimpleAR's training data is cropped on Pillow 12.
+/// The middle of the picture at `width` by `height`, bit for bit as `center_crop_arr` makes it on Pillow 12.
 ///
 /// A smaller picture is enlarged, as the original does, and one of that very size stays as it is.
 ///

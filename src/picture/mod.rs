@@ -5,7 +5,7 @@
 //! | [`decode`] | bytes of a training set, of which every flaw is a [`Fault`] |
 //! | [`open_image`], [`open_image_upright`], [`image_size`] | files that are judged |
 //! | [`decode_within`] | one of several pictures that share a limit |
-//! | [`centre_crop`] | SimpleAR's crop for training |
+//! | [`centre_crop`] | guided diffusion's crop for training |
 //! | [`resize`] | Pillow's and torch's resizing |
 
 mod crop;

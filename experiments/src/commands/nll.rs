@@ -4,7 +4,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use grpo::picture::open_image;
 use grpo::{Policy, Prompt, Seed};
 use grpo_policies::simplear::{CaptionChoice, ImageTrace, Law, RowConfig, SimpleAr, TrainingRow, Vocabulary};
 use grpo_policies::tokens::TokenSet;
@@ -12,6 +11,7 @@ use grpo_rewards::shapes::{DEFAULT_SIDE, captions, held_out_prompts, render, sce
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+use super::tokens::open_opaque;
 use super::{SampledPolicyArgs, at_least_one, print, progress};
 use crate::failure::{Failure, Outcome};
 
@@ -222,7 +222,7 @@ fn read(path: &Path, policy: &SimpleAr) -> Outcome<Vec<(Prompt, ImageTrace)>> {
         let codes = match (entry.codes, entry.image_path) {
             (Some(codes), _) => codes,
             (None, Some(image)) => {
-                let image = open_image(&folder.join(image))?;
+                let image = open_opaque(&folder.join(image))?;
                 encode(policy, &[image])?.swap_remove(0)
             }
             (None, None) => return Err(fault("has neither \"image_path\" nor \"codes\"; give one".into())),

@@ -63,6 +63,7 @@ impl Pretrain {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
         let file: PretrainFile = config::read(&self.config.config, &self.config.changes)?;
+        let run = self.stage.open(&file.name, &file.data, &file.stage)?;
         let tokens = Arc::new(TokenSet::open(&self.stage.data)?);
         let device = parts::device(&self.stage.device.device)?;
         let cosmos = match &self.cosmos {
@@ -85,7 +86,7 @@ impl Pretrain {
             }
         };
         let text = resolved(&file)?;
-        self.stage.run(policy, tokens, Science { name: &file.name, data: file.data, stage: file.stage, text })
+        self.stage.run(policy, tokens, Science { run, data: file.data, stage: file.stage, text })
     }
 
     /// A policy of fresh weights.
@@ -95,7 +96,9 @@ impl Pretrain {
                 let json = std::fs::read_to_string(path).map_err(|error| grpo::Error::file(path, error))?;
                 TextTokenizer::extended(&json).map_err(|error| grpo::Error::file(path, error))?.0
             }
-            None => TextTokenizer::of_words(simplear::words(tokens, sizes.min_word_count)?.iter().map(String::as_str))?,
+            None => TextTokenizer::of_words(
+                simplear::words(tokens.caption_lines(), sizes.min_word_count)?.iter().map(String::as_str),
+            )?,
         };
         let sizes = sizes.with_vocabulary(text.n_ids() as usize + cosmos.n_codes() as usize);
         let decoder = Decoder::init(sizes, Seed::new(seed).named("decoder"))?.on_device(cosmos.device())?;
@@ -119,6 +122,7 @@ impl Sft {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
         let file: SftFile = config::read(&self.config.config, &self.config.changes)?;
+        let run = self.stage.open(&file.name, &file.data, &file.stage)?;
         let tokens = Arc::new(TokenSet::open(&self.stage.data)?);
         let device = parts::device(&self.stage.device.device)?;
         let policy = match &self.policy {
@@ -126,13 +130,13 @@ impl Sft {
             None => SimpleAr::shapes(simplear::Stage::Pretrained, &device)?.with_grid(tokens.grid())?,
         };
         let text = resolved(&file)?;
-        self.stage.run(policy, tokens, Science { name: &file.name, data: file.data, stage: file.stage, text })
+        self.stage.run(policy, tokens, Science { run, data: file.data, stage: file.stage, text })
     }
 }
 
-/// What a stage's file says beside where the policy comes from.
-struct Science<'a> {
-    name: &'a str,
+/// What a stage's file says beside where the policy comes from, and where the run goes.
+struct Science {
+    run: RunFolder,
     data: BatchPlan,
     stage: StagePlan,
     /// The whole file with every default filled in.
@@ -140,9 +144,15 @@ struct Science<'a> {
 }
 
 impl StageArgs {
-    fn run(&self, policy: SimpleAr, tokens: Arc<TokenSet>, science: Science<'_>) -> Outcome<()> {
-        let Science { name, data, stage, text } = science;
+    /// The run's folder, once what the file says can be meant: before anything large is read.
+    fn open(&self, name: &str, data: &BatchPlan, stage: &StagePlan) -> Outcome<RunFolder> {
+        data.check()?;
         stage.check()?;
+        open_run(&self.out, (name, stage.seed), self.resume)
+    }
+
+    fn run(&self, policy: SimpleAr, tokens: Arc<TokenSet>, science: Science) -> Outcome<()> {
+        let Science { run, data, stage, text } = science;
         let policy = policy.with_compute(self.device.compute());
         let policy = if self.recompute_layers { policy.recompute_layers() } else { policy };
         let validation = self.validation.as_ref().map(|folder| TokenSet::open(&[folder])).transpose()?;
@@ -159,14 +169,18 @@ impl StageArgs {
             stage.n_steps,
             (stage.n_steps * batch) as f64 / learner.n_trained() as f64
         ));
-        let run = match self.resume {
-            true => RunFolder::open(self.out.join(name).join(stage.seed.to_string()))?,
-            false => RunFolder::create(&self.out, name, stage.seed)?,
-        };
         let mut stage = Stage::new(stage, learner)?.measure_against(Some(peak)).record_in(&run, &text)?;
         stage.run()?;
         finish(&run, "policy")
     }
+}
+
+/// A new folder, or that of the run which is gone on with.
+pub(super) fn open_run(out: &Path, (name, seed): (&str, u64), resume: bool) -> Outcome<RunFolder> {
+    Ok(match resume {
+        true => RunFolder::open(out.join(name).join(seed.to_string()))?,
+        false => RunFolder::create(out, name, seed)?,
+    })
 }
 
 /// A file with every default filled in.

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use grpo::{RunFolder, Seed};
+use grpo::Seed;
 use grpo_policies::cosmos::{Cosmos, Reconstruction};
 use grpo_policies::stage::Stage;
 use grpo_policies::tokens;
 
-use super::pretrain::{finish, resolved};
+use super::pretrain::{finish, open_run, resolved};
+use super::tokens::tell_skipped;
 use super::{ConfigArgs, tell};
 use crate::config::{self, TokenizerFile};
 use crate::corpora::CorpusArgs;
@@ -41,18 +42,16 @@ impl Tokenizer {
         if file.n_images == 0 {
             return Err(Failure::user("n_images is 0; give at least one more than data.validation_images"));
         }
+        let run = open_run(&self.out, (&file.name, file.stage.seed), self.resume)?;
         let device = parts::device(&self.device)?;
         let corpus = self.corpus.open(&file.corpus.columns)?;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        let images = tokens::pictures((corpus.as_ref(), &file.corpus), file.n_images, workers)?;
+        let (images, skipped) = tokens::pictures((corpus.as_ref(), &file.corpus), file.n_images, workers)?;
+        tell_skipped(&skipped);
         let seed = Seed::new(file.stage.seed).named("cosmos");
         let cosmos = Cosmos::init(file.cosmos.clone(), seed, &device)?;
         tell(&format!("visual tokenizer: {} parameters, {} images", cosmos.params().n_elements(), images.len()));
         let learner = Reconstruction::new(cosmos, file.data, images, seed)?;
-        let run = match self.resume {
-            true => RunFolder::open(self.out.join(&file.name).join(file.stage.seed.to_string()))?,
-            false => RunFolder::create(&self.out, &file.name, file.stage.seed)?,
-        };
         let mut stage = Stage::new(file.stage.clone(), learner)?.record_in(&run, &resolved(&file)?)?;
         stage.run()?;
         finish(&run, "tokenizer")

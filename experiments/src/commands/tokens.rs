@@ -1,5 +1,6 @@
 //! `grpo tokenize` and `grpo detokenize`: images to codes and back, one JSON object a line.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -7,10 +8,11 @@ use std::time::Instant;
 
 use candle_core::Device;
 use clap::Args;
-use grpo::picture::open_image;
+use grpo::picture::{self, Transparency};
 use grpo_policies::cosmos::Cosmos;
 use grpo_policies::simplear::shapes_cosmos;
-use grpo_policies::tokens;
+use grpo_policies::tokens::{self, TokenSet};
+use image::RgbImage;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 
@@ -162,16 +164,19 @@ impl Tokenize {
             let remedy = "pass --resume to go on with it, or choose another --out";
             return Err(Failure::user(format!("{}: the folder already holds tokens; {remedy}", out.display())));
         }
+        let was_whole = self.resume && tokens::Manifest::read(out).is_ok_and(|manifest| manifest.complete);
         let n = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let workers = tokens::Workers { n, batch: self.batch };
         let mut watch = Watch::new(corpus.n_entries());
         let manifest =
             tokens::tokenise((corpus.as_ref(), &settings), &cosmos, out, workers, |reading| watch.see(reading))?;
         watch.bar.finish_and_clear();
-        tell(&format!("{} rows of {} in {}", manifest.n_rows, manifest.n_read, out.display()));
-        for (reason, n) in &manifest.skipped {
-            tell(&format!("left out  {reason} {n}"));
+        if was_whole {
+            TokenSet::verify(&[out])?;
+            tell("the tokens were whole already; every file has its checksum");
         }
+        tell(&format!("{} rows of {} in {}", manifest.n_rows, manifest.n_read, out.display()));
+        tell_skipped(&manifest.skipped);
         if manifest.n_skipped() > 0 {
             tell(&format!("each is named in {}", out.join("skipped.jsonl").display()));
         }
@@ -184,7 +189,7 @@ impl Tokenize {
         let mut file = self.out.as_deref().map(TokenFile::create).transpose()?;
         let bar = progress(self.images.len());
         for path in &self.images {
-            let image = open_image(path)?;
+            let image = open_opaque(path)?;
             let grid = cosmos.grid(image.height() as usize, image.width() as usize);
             let grid = grid.map_err(|error| Failure::user(format!("{}: {error}", path.display())))?;
             let codes = cosmos.encode(&[&image])?.into_iter().next().unwrap_or_default();
@@ -198,6 +203,17 @@ impl Tokenize {
         bar.finish_and_clear();
         Ok(())
     }
+}
+
+/// Says what was left out of a corpus.
+pub(super) fn tell_skipped(skipped: &BTreeMap<String, u64>) {
+    skipped.iter().for_each(|(reason, n)| tell(&format!("left out  {reason} {n}")));
+}
+
+/// An image as a corpus's would be read: what is not opaque lies on white.
+pub(super) fn open_opaque(path: &Path) -> Outcome<RgbImage> {
+    let bytes = std::fs::read(path).map_err(|error| grpo::Error::file(path, error))?;
+    Ok(picture::decode(&bytes, Transparency::default()).map_err(|fault| grpo::Error::file(path, fault))?)
 }
 
 /// How far the reading of a corpus is, for a person.
@@ -218,11 +234,11 @@ impl Watch {
         Self { bar, clock: Instant::now(), first: None, told: 0 }
     }
 
-    fn see(&mut self, reading: &tokens::Reading<'_>) {
+    fn see(&mut self, reading: &tokens::Reading) {
         let first = *self.first.get_or_insert(reading.n_read - 1);
         let seconds = self.clock.elapsed().as_secs_f64();
         let speed = (reading.n_read - first) as f64 / seconds.max(1e-3);
-        let line = format!("{} kept, {} left out, {speed:.0} images/s", reading.n_rows, reading.manifest.n_skipped());
+        let line = format!("{} kept, {} left out, {speed:.0} images/s", reading.n_rows, reading.n_skipped);
         self.bar.set_position(reading.n_read);
         // Where there is no bar, a line a minute.
         let minute = seconds as u64 / 60;

@@ -9,7 +9,8 @@
 //!
 //! An entry comes as it stands: pictures are not decoded, captions not tokenised, nothing is shuffled. The order is
 //! that of the sorted file names and of the entries in each. What cannot be read is [`Skipped`] and says why; nothing
-//! replaces it. Files are not trusted: sizes are limited before memory is taken, names cannot leave the corpus, links
+//! replaces it. Files are not trusted: sizes of archives' entries, arrays and pictures are limited before memory is taken, names in
+//! archives, tables and token folders cannot leave the corpus (the user's own list may name any path), links
 //! and devices inside archives are never followed.
 //!
 //! Deviations from SimpleAR's loaders (`t2i_data.py`, `t2token_data.py`):

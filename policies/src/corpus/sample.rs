@@ -56,8 +56,10 @@ impl Part {
             // The original's pattern wants something before the dot; so no hidden file is a part of a sample.
             _ => (name, ""),
         };
+        // As webdataset itself reads them.
+        let extension = extension.to_ascii_lowercase();
         let span = (member.start, member.size);
-        let (role, limit): (fn(Span) -> Role, u64) = match (member.kind, extension) {
+        let (role, limit): (fn(Span) -> Role, u64) = match (member.kind, extension.as_str()) {
             (Kind::Other(what), _) => {
                 let fault = Fault::new(
                     Reason::NotAFile,

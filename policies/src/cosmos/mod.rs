@@ -152,7 +152,7 @@ impl Cosmos {
                 hasher.update(bytes.map_err(fault)?);
             }
         }
-        Ok(crate::tokens::hex(&hasher.finalize()))
+        Ok(crate::hex(&hasher.finalize()))
     }
 
     /// A frozen copy that computes in another type: bf16 for half the time and memory on a GPU, where a latent near the

@@ -167,10 +167,11 @@ impl Learner for Reconstruction {
         self.cosmos.save(folder, Precision::Bf16)
     }
 
-    fn identity(&self) -> String {
+    fn identity(&self) -> Result<String> {
         let bytes = self.images.iter().fold(0, |crc, image| crc32c::crc32c_append(crc, image.as_raw()));
-        let config = serde_json::to_string(&self.cosmos.config).unwrap_or_default();
-        format!("{:?}\n{config}\n{} images, crc32c {bytes:08x}\nseed: {:?}\n", self.plan, self.images.len(), self.seed)
+        let config = serde_json::to_string(&self.cosmos.config).map_err(|error| Error::config(error.to_string()))?;
+        let n = self.images.len();
+        Ok(format!("{:?}\n{config}\n{n} images, crc32c {bytes:08x}\nseed: {:?}\n", self.plan, self.seed))
     }
 }
 

@@ -7,8 +7,6 @@ use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
 
-use crate::tokens::TokenSet;
-
 /// The special tokens that SimpleAR adds to its text tokenizer, in the order of their ids.
 pub const SPECIAL_TOKENS: [&str; 7] = ["<|t2i|>", "<|i2t|>", "<|soi|>", "<|vtokens|>", "<|t2v|>", "<|v2t|>", "<|sov|>"];
 
@@ -119,13 +117,11 @@ impl TextTokenizer {
 
 /// The words and signs that captions say at least `min_count` times, folded in case, in the order of their letters: what
 /// [`TextTokenizer::of_words`] takes.
-pub fn words(tokens: &TokenSet, min_count: usize) -> Result<Vec<String>> {
+pub fn words(lines: impl IntoIterator<Item = Result<String>>, min_count: usize) -> Result<Vec<String>> {
     let mut counts = BTreeMap::<String, usize>::new();
-    for index in 0..tokens.len() {
-        for line in tokens.row(index)?.lines {
-            for word in split(&line)? {
-                *counts.entry(word).or_default() += 1;
-            }
+    for line in lines {
+        for word in split(&line?)? {
+            *counts.entry(word).or_default() += 1;
         }
     }
     Ok(counts.into_iter().filter(|(_, count)| *count >= min_count).map(|(word, _)| word).collect())

@@ -57,7 +57,7 @@ pub trait Learner {
     fn save(&self, folder: &Path) -> Result<()>;
 
     /// What a resumed run must share beside the plan, a line each: data and sizes.
-    fn identity(&self) -> String;
+    fn identity(&self) -> Result<String>;
 }
 
 /// A stage that is being trained.
@@ -165,19 +165,18 @@ impl<L: Learner> Stage<L> {
     fn identity(&self) -> Result<String> {
         let decisive = StagePlan { log: StageLog::default(), ..self.plan.clone() };
         let plan = toml::to_string(&decisive).map_err(|error| Error::config(error.to_string()))?;
-        Ok(format!("{plan}{}", self.learner.identity()))
+        Ok(format!("{plan}{}", self.learner.identity()?))
     }
 
-    /// Trains to the last step; an error leaves a checkpoint of all steps done before it.
+    /// Trains to the last step. A batch that cannot be had and a divergence leave a checkpoint of all steps done before;
+    /// another error, such as a full disk's, leaves the last that was due.
     pub fn run(&mut self) -> Result<()> {
-        if self.n_done == 0 || self.is_due(self.plan.log.validate_every) && self.evaluated_at != Some(self.n_done) {
+        if self.n_done == 0 || self.evaluation_is_due() && self.evaluated_at != Some(self.n_done) {
             self.evaluate()?;
         }
         while self.n_done < self.plan.n_steps {
-            if let Err(error) = self.step().and_then(|()| self.after_step()) {
-                self.save_checkpoint()?;
-                return Err(error);
-            }
+            self.step()?;
+            self.after_step()?;
         }
         if let Some(run) = &self.folder {
             self.learner.save(&run.path().join("policy"))?;
@@ -196,7 +195,13 @@ impl<L: Learner> Stage<L> {
         let clock = Instant::now();
         self.memory.forget();
         let mut gradients = Gradients::new();
-        let learned = self.learner.learn(self.n_done, &mut gradients)?;
+        let learned = match self.learner.learn(self.n_done, &mut gradients) {
+            Ok(learned) => learned,
+            Err(error) => return Err(self.keep_what_is_done(error)),
+        };
+        if self.n_done == 0 {
+            check_coverage(self.optimizer.params(), &gradients)?;
+        }
         let rate = self.plan.optim.rate(self.n_done, self.plan.n_steps);
         let updated = match learned.loss.is_finite() {
             true => self.optimizer.step(&gradients, rate),
@@ -227,11 +232,12 @@ impl<L: Learner> Stage<L> {
         }
         match fault.filter(|_| self.skips_in_row >= self.plan.max_skips_in_row) {
             None => Ok(()),
-            Some(why) => Err(Error::Diverged(format!(
-                "{} updates in a row were skipped, the last at step {}: {why}; start a new run with a lower optim.lr",
-                self.skips_in_row,
-                self.n_done - 1
-            ))),
+            Some(why) => {
+                let (n, last) = (self.skips_in_row, self.n_done - 1);
+                let remedy = "start a new run with a lower stage.optim.lr";
+                let message = format!("{n} updates in a row were skipped, the last at step {last}: {why}; {remedy}");
+                Err(self.keep_what_is_done(Error::Diverged(message)))
+            }
         }
     }
 
@@ -257,10 +263,15 @@ impl<L: Learner> Stage<L> {
     }
 
     fn after_step(&mut self) -> Result<()> {
-        if self.is_due(self.plan.log.validate_every) {
+        if self.evaluation_is_due() {
             self.evaluate()?;
         }
         if self.is_due(self.plan.log.checkpoint_every) { self.save_checkpoint() } else { Ok(()) }
+    }
+
+    /// A loss on what is held out, or pictures, which come with one.
+    fn evaluation_is_due(&self) -> bool {
+        self.is_due(self.plan.log.validate_every) || self.is_due(self.plan.log.pictures_every)
     }
 
     /// Whether what happens every so many steps, and after the last, happens now.
@@ -281,8 +292,22 @@ impl<L: Learner> Stage<L> {
         let with_pictures = self.n_done == 0 || self.is_due(self.plan.log.pictures_every);
         let pictures = if with_pictures { self.learner.pictures()? } else { Vec::new() };
         metrics.insert("time/validation_s".into(), clock.elapsed().as_secs_f64());
+        if let Some(record) = &mut self.record {
+            record.validation(self.n_done, &metrics, &pictures)?;
+        }
         self.evaluated_at = Some(self.n_done);
-        self.record.as_mut().map_or(Ok(()), |record| record.validation(self.n_done, &metrics, &pictures))
+        Ok(())
+    }
+
+    /// Saves the steps done before an error that came between them, and gives the error; one that keeps them from being saved
+    /// as well is the lesser one.
+    fn keep_what_is_done(&self, error: Error) -> Error {
+        let name = format!("step-{}", self.n_done);
+        let latest = self.checkpoints.as_ref().and_then(|checkpoints| checkpoints.latest().ok()?);
+        if latest.is_none_or(|latest| !latest.ends_with(&name)) {
+            drop(self.save_checkpoint());
+        }
+        error
     }
 
     fn save_checkpoint(&self) -> Result<()> {
@@ -296,5 +321,19 @@ impl<L: Learner> Stage<L> {
         });
         let average = self.average.as_ref().map(|average| average.params().clone()).unwrap_or_default();
         checkpoints.save(self.n_done, &self.optimizer, &average, &state).map(drop)
+    }
+}
+
+/// An error that names what gets no gradient: an operation that cuts it would leave a part of the model as it was.
+fn check_coverage(params: &Params, gradients: &Gradients) -> Result<()> {
+    let missing: Vec<&str> = params.iter().map(|(name, _)| name).filter(|name| gradients.get(name).is_none()).collect();
+    match missing.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::SelfCheck(format!(
+            "{} of {} trainable tensors get no gradient, the first `{first}`; freeze them, or look for the operation that \
+             cuts it",
+            missing.len(),
+            params.iter().count()
+        ))),
     }
 }

@@ -38,7 +38,7 @@ pub struct StageLog {
     pub keep_checkpoints: usize,
     /// Steps between losses on what is held out.
     pub validate_every: usize,
-    /// Steps between pictures, which come with a loss on what is held out.
+    /// Steps between pictures; a loss on what is held out comes with them.
     pub pictures_every: usize,
 }
 

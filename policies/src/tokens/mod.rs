@@ -24,9 +24,7 @@ mod settings;
 mod shard;
 mod tokenise;
 
-pub(crate) use manifest::hex;
 pub use manifest::{MANIFEST, Manifest, ShardMark};
 pub use set::{Order, TokenRow, TokenSet};
 pub use settings::{Filter, Settings};
-pub use shard::PictureHash;
 pub use tokenise::{Reading, Workers, pictures, tokenise};

@@ -112,6 +112,14 @@ impl TokenSet {
         Ok(TokenRow { codes, lines: caption.split('\n').map(String::from).collect() })
     }
 
+    /// Every line of every caption.
+    pub fn caption_lines(&self) -> impl Iterator<Item = Result<String>> + '_ {
+        (0..self.len()).flat_map(|index| match self.row(index) {
+            Ok(row) => row.lines.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
+    }
+
     /// Compares every file with its checksum.
     pub fn verify(folders: &[impl AsRef<Path>]) -> Result<()> {
         for folder in folders {
@@ -150,7 +158,7 @@ impl Order {
     }
 
     /// `n` of a set's rows, or all of them, that losses and pictures are taken of, and the others; the same in every run.
-    pub fn drawn(n_rows: usize, n: usize) -> (Vec<usize>, Vec<usize>) {
+    pub(crate) fn drawn(n_rows: usize, n: usize) -> (Vec<usize>, Vec<usize>) {
         let mut drawn = Seed::new(0).named("validation rows").draws().permutation(n_rows);
         let rest = drawn.split_off(n.min(n_rows));
         (drawn, rest)

@@ -3,7 +3,7 @@
 //! What stands in the folder depends on the corpus, the settings and the visual tokenizer alone: a run that is killed at any
 //! point begins again behind the last whole shard and leaves the same bytes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -36,14 +36,14 @@ pub struct Workers {
 }
 
 /// How far the reading is.
-#[derive(Debug)]
-pub struct Reading<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
     /// Entries read.
     pub n_read: u64,
     /// Rows kept, in whole shards and behind them.
     pub n_rows: u64,
-    /// What was left out so far.
-    pub manifest: &'a Manifest,
+    /// Entries left out.
+    pub n_skipped: u64,
 }
 
 /// Writes the tokens of a corpus into a folder, or goes on where a run over the same corpus broke off.
@@ -52,7 +52,7 @@ pub fn tokenise(
     cosmos: &Cosmos,
     folder: &Path,
     workers: Workers,
-    mut report: impl FnMut(&Reading<'_>),
+    mut report: impl FnMut(&Reading),
 ) -> Result<Manifest> {
     settings.check()?;
     let grid = cosmos.grid(settings.height as usize, settings.width as usize)?;
@@ -71,26 +71,34 @@ pub fn tokenise(
     prepare::each((corpus, first), (settings, expected), workers.n, |outcome| {
         writing.take(outcome)?;
         let n_rows = writing.manifest.n_rows + (writing.rows.len() + writing.waiting.len()) as u64;
-        report(&Reading { n_read: writing.n_read, n_rows, manifest: &writing.manifest });
+        let (n_read, n_skipped) = (writing.tally.n_read, writing.tally.skipped.values().sum());
+        report(&Reading { n_read, n_rows, n_skipped });
         Ok(ControlFlow::Continue(()))
     })?;
     writing.end()
 }
 
-/// The first `n` pictures of a corpus that can be used, cropped, without their captions; for training a visual tokenizer.
-pub fn pictures((corpus, settings): (&dyn Corpus, &Settings), n: usize, n_workers: usize) -> Result<Vec<RgbImage>> {
+/// The first `n` pictures of a corpus that can be used, cropped, without their captions, and how many entries before them were
+/// left out, by reason; for training a visual tokenizer.
+pub fn pictures(
+    (corpus, settings): (&dyn Corpus, &Settings),
+    n: usize,
+    n_workers: usize,
+) -> Result<(Vec<RgbImage>, BTreeMap<String, u64>)> {
     settings.check()?;
-    let (mut pictures, mut n_skipped) = (Vec::new(), 0);
+    let (mut pictures, mut tally) = (Vec::new(), Tally::default());
     prepare::each((corpus, 0), (settings, Expected { grid: (0, 0), n_codes: 0 }), n_workers, |outcome| {
-        match outcome? {
+        match tally.count(outcome?, settings) {
             Ok(Prepared { content: Ready::Picture(picture), .. }) => pictures.push(picture),
-            _ => n_skipped += 1,
+            Ok(_) => return Err(Error::config("the corpus holds codes; give one of pictures")),
+            Err(_) => tally.check(settings, false).map_err(Error::config)?,
         }
         Ok(if pictures.len() < n { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
+    tally.check(settings, true).map_err(Error::config)?;
     match pictures.is_empty() {
-        false => Ok(pictures),
-        true => Err(Error::config(format!("no picture of the corpus can be used; {n_skipped} entries were left out"))),
+        false => Ok((pictures, tally.skipped)),
+        true => Err(Error::config(format!("no picture of the corpus can be used: {:?}", tally.skipped))),
     }
 }
 
@@ -101,11 +109,7 @@ struct Writing<'a> {
     folder: &'a Path,
     batch: usize,
     manifest: Manifest,
-    /// Entries read, also behind the last whole shard.
-    n_read: u64,
-    /// Entries that are bad and not only filtered out.
-    n_bad: u64,
-    seen: BTreeSet<PictureHash>,
+    tally: Tally,
     rows: Vec<NewRow>,
     waiting: Vec<(Prepared, RgbImage)>,
 }
@@ -133,21 +137,15 @@ impl<'a> Writing<'a> {
             manifest = found;
         }
         keep_lines(&folder.join(SKIPPED), manifest.n_skipped())?;
-        let n_read = manifest.n_read;
-        let n_bad = manifest.skipped.iter().filter(|(name, _)| is_bad(name)).map(|(_, n)| n).sum();
+        let (n_read, skipped) = (manifest.n_read, manifest.skipped.clone());
+        let tally = Tally { n_read, skipped, seen };
         let (rows, waiting) = (Vec::new(), Vec::new());
-        Ok(Self { settings, cosmos, folder, batch, manifest, n_read, n_bad, seen, rows, waiting })
+        Ok(Self { settings, cosmos, folder, batch, manifest, tally, rows, waiting })
     }
 
     fn take(&mut self, outcome: Outcome) -> Result<()> {
-        let outcome = outcome?;
-        self.n_read += 1;
-        match outcome {
+        match self.tally.count(outcome?, self.settings) {
             Err(skipped) => return self.skip(&skipped),
-            Ok(prepared) if self.settings.filter.drop_duplicates && !self.seen.insert(prepared.hash) => {
-                let message = "the same picture stands before it in the corpus".into();
-                return self.skip(&Skipped { name: prepared.name, reason: Reason::Duplicate, message });
-            }
             Ok(mut prepared) => match std::mem::replace(&mut prepared.content, Ready::Codes(Vec::new())) {
                 Ready::Codes(codes) => {
                     // A row stands behind those that wait for the encoder.
@@ -170,19 +168,15 @@ impl<'a> Writing<'a> {
         let line = json!({"name": name, "reason": reason.name(), "message": message});
         let file = OpenOptions::new().append(true).create(true).open(&path);
         file.and_then(|mut file| writeln!(file, "{line}")).map_err(|error| Error::file(&path, error))?;
-        *self.manifest.skipped.entry(reason.name().into()).or_default() += 1;
-        self.n_bad += u64::from(is_bad(reason.name()));
-        if self.n_bad as f64 / self.n_read.max(ENOUGH) as f64 <= self.settings.max_bad_share {
-            return Ok(());
-        }
-        Err(Error::file(
-            self.folder.join(SKIPPED),
-            format!(
-                "{} of {} entries could not be used, more than the share of {} that max_bad_share allows: {:?}; look at \
-                 this file, then mend the corpus or raise max_bad_share and go on with --resume",
-                self.n_bad, self.n_read, self.settings.max_bad_share, self.manifest.skipped
-            ),
-        ))
+        self.check_bad(false)
+    }
+
+    fn check_bad(&self, at_end: bool) -> Result<()> {
+        let fault = |message: String| {
+            let remedy = "look at this file, and where that share is right raise max_bad_share and go on with --resume";
+            Error::file(self.folder.join(SKIPPED), format!("{message}; {remedy}"))
+        };
+        self.tally.check(self.settings, at_end).map_err(fault)
     }
 
     /// Makes rows of the pictures that wait.
@@ -200,17 +194,30 @@ impl<'a> Writing<'a> {
         shard::write(&self.folder.join(&file), &self.rows)?;
         self.manifest.add(self.folder, file, self.rows.len())?;
         self.rows.clear();
-        self.manifest.n_read = self.n_read;
+        self.commit()
+    }
+
+    /// Writes the manifest, behind what it counts.
+    fn commit(&mut self) -> Result<()> {
+        let path = self.folder.join(SKIPPED);
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| Error::file(&path, error))?;
+        (self.manifest.n_read, self.manifest.skipped) = (self.tally.n_read, self.tally.skipped.clone());
         self.manifest.write(self.folder)
     }
 
     fn end(mut self) -> Result<Manifest> {
+        self.check_bad(true)?;
         self.encode()?;
         if !self.rows.is_empty() {
             self.close_shard()?;
         }
-        (self.manifest.complete, self.manifest.n_read) = (true, self.n_read);
-        self.manifest.write(self.folder)?;
+        self.manifest.complete = true;
+        self.commit()?;
         Ok(self.manifest)
     }
 }
@@ -238,7 +245,7 @@ fn check_same(found: &Manifest, ours: &Manifest, folder: &Path) -> Result<()> {
     }
 }
 
-/// Drops the lines of entries that are read again.
+/// Drops the lines of entries that are read again; lines that the manifest counts and that are not there are an error.
 fn keep_lines(path: &Path, n: u64) -> Result<()> {
     let at = |error: std::io::Error| Error::file(path, error);
     let text = match fs::read_to_string(path) {
@@ -246,6 +253,56 @@ fn keep_lines(path: &Path, n: u64) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(at(error)),
     };
-    let kept: String = text.split_inclusive('\n').take(n as usize).collect();
-    fs::write(path, kept).map_err(at)
+    let kept: Vec<&str> = text.split_inclusive('\n').take(n as usize).collect();
+    if (kept.len() as u64) < n {
+        let remedy = "put the file back, or write the tokens again";
+        return Err(Error::file(path, format!("it has {} lines and the manifest counts {n}; {remedy}", kept.len())));
+    }
+    let length: usize = kept.iter().map(|line| line.len()).sum();
+    match length < text.len() {
+        false => Ok(()),
+        true => OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(length as u64)).map_err(at),
+    }
+}
+
+/// What was read, and what was left out of it.
+#[derive(Default)]
+struct Tally {
+    /// Entries read, also behind the last whole shard.
+    n_read: u64,
+    skipped: BTreeMap<String, u64>,
+    seen: BTreeSet<PictureHash>,
+}
+
+impl Tally {
+    /// Counts an entry, which is left out where its picture was met before.
+    fn count(&mut self, found: Result<Prepared, Skipped>, settings: &Settings) -> Result<Prepared, Skipped> {
+        self.n_read += 1;
+        let found =
+            found.and_then(|prepared| match settings.filter.drop_duplicates && !self.seen.insert(prepared.hash) {
+                false => Ok(prepared),
+                true => {
+                    let message = format!("{}: the same picture stands before it in the corpus", prepared.name);
+                    Err(Skipped { name: prepared.name, reason: Reason::Duplicate, message })
+                }
+            });
+        if let Err(skipped) = &found {
+            *self.skipped.entry(skipped.reason.name().into()).or_default() += 1;
+        }
+        found
+    }
+
+    /// What is said where too many entries are bad. While there are more to come, three deviations beyond the share are chance.
+    fn check(&self, settings: &Settings, at_end: bool) -> Result<(), String> {
+        let n_bad: u64 = self.skipped.iter().filter(|(name, _)| is_bad(name)).map(|(_, n)| n).sum();
+        let allowed = settings.max_bad_share * self.n_read.max(ENOUGH) as f64;
+        let chance = if at_end { 0.0 } else { 3.0 * allowed.sqrt() };
+        if n_bad as f64 <= allowed + chance {
+            return Ok(());
+        }
+        Err(format!(
+            "{n_bad} of {} entries could not be used, more than the share of {} that max_bad_share allows: {:?}",
+            self.n_read, settings.max_bad_share, self.skipped
+        ))
+    }
 }

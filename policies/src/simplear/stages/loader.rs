@@ -1,6 +1,7 @@
 //! Rows ahead of the trainer: read, worded and tokenised on a thread of their own.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, bounded};
@@ -35,6 +36,7 @@ impl Source {
 /// Batches in order, from some step on.
 pub(super) struct Loader {
     batches: Receiver<Result<Vec<TrainingRow>>>,
+    thread: Option<JoinHandle<()>>,
     /// The step whose batch comes next.
     next: usize,
 }
@@ -43,7 +45,7 @@ impl Loader {
     /// Starts reading the batch of step `first`.
     pub(super) fn start(source: Source, mut order: Order, batch: usize, first: usize) -> Self {
         let (send, batches) = bounded(AHEAD);
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             for step in first.. {
                 let positions = (step * batch) as u64..((step + 1) * batch) as u64;
                 let n = order.n_trained() as u64;
@@ -54,7 +56,7 @@ impl Loader {
                 }
             }
         });
-        Self { batches, next: first }
+        Self { batches, thread: Some(thread), next: first }
     }
 
     /// Whether the batch of this step comes next.
@@ -65,9 +67,14 @@ impl Loader {
     /// The next batch, and for how many seconds it was not there.
     pub(super) fn next(&mut self) -> Result<(Vec<TrainingRow>, f64)> {
         let clock = Instant::now();
-        let gone = |_| Error::config("the thread that reads rows has ended; run again and report its panic");
-        let rows = self.batches.recv().map_err(gone)??;
+        let Ok(rows) = self.batches.recv() else {
+            // The thread ends before its receiver by a panic alone, which is the trainer's then.
+            match self.thread.take().map(JoinHandle::join) {
+                Some(Err(panic)) => std::panic::resume_unwind(panic),
+                _ => return Err(Error::config("the thread that reads rows has ended; start the run again")),
+            }
+        };
         self.next += 1;
-        Ok((rows, clock.elapsed().as_secs_f64()))
+        Ok((rows?, clock.elapsed().as_secs_f64()))
     }
 }

@@ -83,6 +83,12 @@ impl BatchPlan {
         if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
             return Err(Error::config(format!("{name} is 0; give at least 1")));
         }
+        if !self.law.prefix.is_empty() {
+            return Err(Error::config(format!(
+                "law.prefix is `{}`; what stands before captions is said by rows.prefixes",
+                self.law.prefix
+            )));
+        }
         self.law.check()?;
         self.rows.check()
     }
@@ -96,6 +102,8 @@ pub struct CaptionedTokens {
     order: Order,
     loader: Option<Loader>,
     held_out: Vec<TrainingRow>,
+    /// What they are rows of, for a run that is resumed.
+    held_out_of: String,
     prompts: Vec<(Prompt, RgbImage)>,
     seed: Seed,
 }
@@ -132,10 +140,10 @@ impl CaptionedTokens {
         let said = RowConfig { caption_dropout: 0.0, ..rows };
         let watched =
             Source { tokens: from.clone(), config: said, seed: Seed::new(0).named("validation"), ..source.clone() };
-        let rows = held_out.iter().map(|index| watched.row(*index, 0)).collect::<Result<_>>()?;
-        let shown = &held_out[..plan.pictures.min(held_out.len())];
-        let prompts = shown.iter().map(|index| shown_prompt(&policy, &watched, *index)).collect::<Result<_>>()?;
-        Ok(Self { policy, plan, source, order, loader: None, held_out: rows, prompts, seed })
+        let rows: Vec<TrainingRow> = held_out.iter().map(|index| watched.row(*index, 0)).collect::<Result<_>>()?;
+        let prompts = shown_prompts(&policy, &watched, &held_out, plan.pictures)?;
+        let held_out_of = validation.as_ref().map_or_else(|| "these tokens".into(), |set| set.identity());
+        Ok(Self { policy, plan, source, order, loader: None, held_out: rows, held_out_of, prompts, seed })
     }
 
     /// The policy.
@@ -170,7 +178,7 @@ impl CaptionedTokens {
     }
 }
 
-/// RowNll of negative log-likelihoods, in nats, over the trained ids of rows.
+/// Sums of negative log-likelihoods, in nats, over the trained ids of rows.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct RowNll {
@@ -333,11 +341,18 @@ impl Learner for CaptionedTokens {
         self.policy.save(folder, Precision::F32)
     }
 
-    fn identity(&self) -> String {
+    fn identity(&self) -> Result<String> {
         let plan = BatchPlan { law: Law::default(), pictures: 0, ..self.plan.clone() };
-        let plan = toml::to_string(&plan).unwrap_or_default();
+        let plan = toml::to_string(&plan).map_err(|error| Error::config(error.to_string()))?;
         let (rows, columns) = self.policy.grid();
-        format!("{plan}tokens: {}\ngrid: {rows} x {columns}\nseed: {:?}\n", self.source.tokens.identity(), self.seed)
+        let text = crc32c::crc32c(self.policy.text.json().as_bytes());
+        Ok(format!(
+            "{plan}tokens: {}\nheld out: {} rows of {}\ntext tokenizer: crc32c {text:08x}\ngrid: {rows} x {columns}\nseed: {:?}\n",
+            self.source.tokens.identity(),
+            self.held_out.len(),
+            self.held_out_of,
+            self.seed
+        ))
     }
 }
 
@@ -355,11 +370,21 @@ fn backward(
     }
 }
 
-/// A held-out caption with what its tokens look like.
-fn shown_prompt(policy: &SimpleAr, source: &Source, index: usize) -> Result<(Prompt, RgbImage)> {
-    let row = source.tokens.row(index)?;
-    let text = source.config.text(&row.lines, source.seed.fold(0).fold(index as u64)).unwrap_or_default();
-    let codes: Vec<u32> = row.codes.iter().map(|code| u32::from(*code)).collect();
-    let picture = policy.decode(&[codes])?.pop().unwrap_or_default();
-    Ok((Prompt::new(text), picture))
+/// The first held-out captions with what their tokens look like. One that rows cut is left out: it is not what was trained on.
+fn shown_prompts(policy: &SimpleAr, source: &Source, held_out: &[usize], n: usize) -> Result<Vec<(Prompt, RgbImage)>> {
+    let mut shown = Vec::new();
+    for index in held_out {
+        if shown.len() == n {
+            break;
+        }
+        let row = source.tokens.row(*index)?;
+        let text = source.config.text(&row.lines, source.seed.fold(0).fold(*index as u64)).unwrap_or_default();
+        if policy.prompt_ids(&text, "")?.len() > source.config.max_caption_tokens.saturating_add(2) {
+            continue;
+        }
+        let codes: Vec<u32> = row.codes.iter().map(|code| u32::from(*code)).collect();
+        let picture = policy.decode(&[codes])?.pop().unwrap_or_default();
+        shown.push((Prompt::new(text), picture));
+    }
+    Ok(shown)
 }
