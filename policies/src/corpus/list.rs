@@ -314,8 +314,11 @@ mod tests {
         let corpus = open(&path, &Columns::default(), Some(&folder.path().join("deep"))).unwrap();
         let missing = Err(("list.jsonl/3", UnreadableFile, "`a.jpg`: No such file"));
         check_corpus(&*corpus, &[Ok(("list.jsonl/1", &["c"])), Ok(("list.jsonl/2", &["c"])), missing]);
-        let size = fs::metadata(&path).unwrap().len();
-        assert_eq!(corpus.identity(), format!("list: list.jsonl ({size} bytes)"));
+        let (size, identity) = (fs::metadata(&path).unwrap().len(), corpus.identity());
+        assert!(identity.starts_with(&format!("list: list.jsonl ({size} bytes), crc32c ")), "{identity}");
+        // Another list of the same length is another corpus.
+        fs::write(&path, objects.join("\n").replace("\"c\"", "\"d\"")).unwrap();
+        assert_ne!(corpus.identity(), identity);
     }
 
     #[test]
