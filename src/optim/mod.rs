@@ -281,11 +281,10 @@ mod tests {
     fn decay_takes_what_the_configuration_says() {
         let check = |decayed: Decayed, moved: [bool; 3]| {
             let names = ["a.bias", "a.weight", "norm.weight"];
-            let var = |name: &str| {
-                let shape = if name == "a.weight" { vec![1, 2] } else { vec![2] };
-                Var::from_tensor(&Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap()).unwrap()
-            };
-            let params = Params::new(names.map(|name| (name.to_string(), var(name)))).unwrap();
+            let var =
+                |shape: &[usize]| Var::from_tensor(&Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap()).unwrap();
+            let vars = [var(&[2]), var(&[1, 2]), var(&[2])];
+            let params = Params::new(names.map(String::from).into_iter().zip(vars)).unwrap();
             let config = OptimConfig { weight_decay: 0.5, decayed, ..Default::default() };
             let mut adamw = AdamW::new(params.clone(), config).unwrap();
             let mut gradients = Gradients::new();

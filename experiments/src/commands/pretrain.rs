@@ -71,7 +71,7 @@ impl Pretrain {
             None => shapes_cosmos(&device)?,
         };
         let policy = match (file.decoder, &self.language_model) {
-            (DecoderSource::FromScratch(sizes), None) => self.from_scratch(sizes, cosmos, &tokens, file.stage.seed)?,
+            (DecoderSource::FromScratch(sizes), None) => self.fresh(sizes, cosmos, &tokens, file.stage.seed)?,
             (DecoderSource::LanguageModel { image_positions }, Some(folder)) => {
                 let policy = SimpleAr::from_language_model(folder, Arc::new(cosmos), tokens.grid())?;
                 policy.with_image_positions(image_positions)
@@ -90,7 +90,7 @@ impl Pretrain {
     }
 
     /// A policy of fresh weights.
-    fn from_scratch(&self, sizes: DecoderSizes, cosmos: Cosmos, tokens: &TokenSet, seed: u64) -> Outcome<SimpleAr> {
+    fn fresh(&self, sizes: DecoderSizes, cosmos: Cosmos, tokens: &TokenSet, seed: u64) -> Outcome<SimpleAr> {
         let text = match &self.text_tokenizer {
             Some(path) => {
                 let json = std::fs::read_to_string(path).map_err(|error| grpo::Error::file(path, error))?;

@@ -59,12 +59,9 @@ pub(super) fn each(
         scope.spawn(move || read(corpus, first, &raw_in));
         for (raw, ready) in raw_out.into_iter().zip(ready_in) {
             scope.spawn(move || {
-                for found in raw {
-                    let outcome = found.map(|found| found.and_then(|entry| prepare(entry, settings, expected)));
-                    if ready.send(outcome).is_err() {
-                        return;
-                    }
-                }
+                let outcome =
+                    |found: Result<Found>| found.map(|found| found.and_then(|e| prepare(e, settings, expected)));
+                raw.into_iter().all(|found| ready.send(outcome(found)).is_ok())
             });
         }
         // The receivers end with this closure, and with them the threads that send to them.

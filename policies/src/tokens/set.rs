@@ -4,7 +4,7 @@ use std::path::Path;
 
 use grpo::{Error, Result, Seed};
 
-use super::manifest::{MANIFEST, Manifest, sha256};
+use super::manifest::{MANIFEST, Manifest, ShardMark, sha256};
 use super::shard::Shard;
 
 /// An image's codes with what is said of it.
@@ -32,6 +32,7 @@ impl TokenSet {
     /// Opens folders as `grpo tokenize --data` wrote them, one after the other; their grids and visual tokenizers must agree.
     pub fn open(folders: &[impl AsRef<Path>]) -> Result<Self> {
         let (mut manifests, mut shards, mut ends) = (Vec::<Manifest>::new(), Vec::new(), vec![0]);
+        let of = |m: &Manifest| (m.grid, m.n_codes, m.tokenizer.clone());
         for folder in folders {
             let folder = folder.as_ref();
             let manifest = Manifest::read(folder)?;
@@ -42,15 +43,12 @@ impl TokenSet {
                     manifest.n_rows
                 ));
             }
-            if let Some(first) = manifests.first() {
-                let of = |m: &Manifest| (m.grid, m.n_codes, m.tokenizer.clone());
-                if of(first) != of(&manifest) {
-                    return fault(format!(
-                        "a grid of {:?} of {} codes, and before it one of {:?} of {} codes, or another visual tokenizer: \
-                         train on folders of one tokenizer and size",
-                        manifest.grid, manifest.n_codes, first.grid, first.n_codes
-                    ));
-                }
+            if let Some(first) = manifests.first().filter(|first| of(first) != of(&manifest)) {
+                return fault(format!(
+                    "a grid of {:?} of {} codes, and before it one of {:?} of {} codes, or another visual tokenizer: \
+                     train on folders of one tokenizer and size",
+                    manifest.grid, manifest.n_codes, first.grid, first.n_codes
+                ));
             }
             let n_codes = manifest.grid.0 * manifest.grid.1;
             for mark in &manifest.shards {
@@ -122,15 +120,19 @@ impl TokenSet {
 
     /// Compares every file with its checksum.
     pub fn verify(folders: &[impl AsRef<Path>]) -> Result<()> {
-        for folder in folders {
-            for mark in &Manifest::read(folder.as_ref())?.shards {
-                let path = folder.as_ref().join(&mark.file);
-                if sha256(&path)? != mark.sha256 {
-                    return Err(Error::file(path, "its checksum is not the manifest's; write the tokens again"));
-                }
-            }
+        for folder in folders.iter().map(AsRef::as_ref) {
+            Manifest::read(folder)?.shards.iter().try_for_each(|mark| verify(folder, mark))?;
         }
         Ok(())
+    }
+}
+
+/// An error for a file that is not what was written.
+fn verify(folder: &Path, mark: &ShardMark) -> Result<()> {
+    let path = folder.join(&mark.file);
+    match sha256(&path)? == mark.sha256 {
+        true => Ok(()),
+        false => Err(Error::file(path, "its checksum is not the manifest's; write the tokens again")),
     }
 }
 

@@ -46,15 +46,13 @@ impl Loader {
     pub(super) fn start(source: Source, mut order: Order, batch: usize, first: usize) -> Self {
         let (send, batches) = bounded(AHEAD);
         let thread = std::thread::spawn(move || {
-            for step in first.. {
+            let n = order.n_trained() as u64;
+            let mut rows = |step: usize| {
                 let positions = (step * batch) as u64..((step + 1) * batch) as u64;
-                let n = order.n_trained() as u64;
-                let rows = positions.map(|position| source.row(order.row(position), position / n)).collect();
-                // The trainer has ended.
-                if send.send(rows).is_err() {
-                    return;
-                }
-            }
+                positions.map(|position| source.row(order.row(position), position / n)).collect()
+            };
+            // Until the trainer has ended, and its receiver with it.
+            (first..).all(|step| send.send(rows(step)).is_ok());
         });
         Self { batches, thread: Some(thread), next: first }
     }
