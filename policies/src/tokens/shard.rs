@@ -73,7 +73,11 @@ pub(super) fn write(path: &Path, rows: &[NewRow]) -> Result<()> {
         file.sync_all()?;
         std::fs::rename(&partial, path)
     };
-    settle().map_err(|error| fault(&error))
+    settle().map_err(|error| {
+        // Half a shard would fill a full disk for nothing.
+        std::fs::remove_file(&partial).ok();
+        fault(&error)
+    })
 }
 
 fn code_bytes(codes: &[u16]) -> Vec<u8> {
