@@ -131,11 +131,8 @@ impl Nll {
             Ok(policy.training_row(Some(&text), &codes.ok_or_else(fault)?, usize::MAX)?)
         };
         let rows: Vec<TrainingRow> = part.iter().map(row).collect::<Outcome<_>>()?;
-        let of_row = |row| {
-            let nll = policy.row_nll(std::slice::from_ref(row), 1)?;
-            Ok((nll.image + nll.text, nll.n_image + nll.n_text))
-        };
-        rows.iter().map(of_row).collect()
+        let sums = policy.row_nll(&rows, rows.len())?;
+        Ok(sums.iter().map(|nll| (nll.image + nll.text, nll.n_image + nll.n_text)).collect())
     }
 
     /// The rows of a folder of tokens under their captions.

@@ -39,47 +39,33 @@ impl Show {
         let table: toml::Table = config::read(path, &[])?;
         let kind = KINDS.iter().find(|(key, _)| table.contains_key(*key)).map_or(Kind::Tokens, |(_, kind)| *kind);
         match kind {
-            Kind::Train => {
-                let file: TrainFile = self.read()?;
+            Kind::Train => self.show(|file: &TrainFile| {
                 file.train_config().check()?;
-                file.law.check_trainable()?;
-                self.show(&file)
-            }
-            Kind::Tokenizer => {
-                let file: TokenizerFile = self.read()?;
+                file.law.check_trainable()
+            }),
+            Kind::Tokenizer => self.show(|file: &TokenizerFile| {
                 file.corpus.check()?;
-                file.stage.check()?;
-                self.show(&file)
-            }
-            Kind::Pretrain => {
-                let file: PretrainFile = self.read()?;
+                file.stage.check()
+            }),
+            Kind::Pretrain => self.show(|file: &PretrainFile| {
                 file.data.check()?;
-                file.stage.check()?;
-                self.show(&file)
-            }
-            Kind::Sft => {
-                let file: SftFile = self.read()?;
+                file.stage.check()
+            }),
+            Kind::Sft => self.show(|file: &SftFile| {
                 file.data.check()?;
-                file.stage.check()?;
-                self.show(&file)
-            }
-            Kind::Tokens => {
-                let settings: Settings = self.read()?;
-                settings.check()?;
-                self.show(&settings)
-            }
+                file.stage.check()
+            }),
+            Kind::Tokens => self.show(Settings::check),
         }
     }
 
-    fn read<T: DeserializeOwned>(&self) -> Outcome<T> {
-        config::read(&self.config.config, &self.config.changes)
-    }
-
-    fn show(&self, file: &impl Serialize) -> Outcome<()> {
+    fn show<T: DeserializeOwned + Serialize>(&self, check: impl FnOnce(&T) -> grpo::Result<()>) -> Outcome<()> {
+        let file: T = config::read(&self.config.config, &self.config.changes)?;
+        check(&file)?;
         let ours = |error: anyhow::Error| Failure::from(error);
         let text = match self.json {
-            true => serde_json::to_string(file).map_err(|error| ours(error.into()))?,
-            false => toml::to_string(file).map_err(|error| ours(error.into()))?,
+            true => serde_json::to_string(&file).map_err(|error| ours(error.into()))?,
+            false => toml::to_string(&file).map_err(|error| ours(error.into()))?,
         };
         print(text.trim_end())
     }

@@ -51,8 +51,8 @@ pub struct Filter {
     pub min_words: usize,
     /// The most words of the longest line of a caption.
     pub max_words: usize,
-    /// Keeps the first of the entries whose pictures are the same bytes, whatever is said of the others; takes about 30 bytes
-    /// of memory an image while tokens are made.
+    /// Keeps the first of the entries whose pictures are the same bytes, whatever is said of the others; a set of
+    /// 16-byte hashes is in memory while tokens are made.
     pub drop_duplicates: bool,
 }
 

@@ -213,8 +213,8 @@ impl RowNll {
 }
 
 impl SimpleAr {
-    /// Log-probabilities, over the full vocabulary, of the trained ids of rows, with the sums of their negatives.
-    fn row_scores(&self, rows: &[TrainingRow], loss: LossOver) -> Result<(Scores, RowNll)> {
+    /// Log-probabilities, over the full vocabulary, of the trained ids of rows, with the sums of their negatives by row.
+    fn row_scores(&self, rows: &[TrainingRow], loss: LossOver) -> Result<(Scores, Vec<RowNll>)> {
         let read: Vec<&[u32]> = rows.iter().map(|row| &row.ids[..row.ids.len().saturating_sub(1)]).collect();
         let (mut places, mut ids, mut of_image) = (Vec::new(), Vec::new(), Vec::new());
         for (row, TrainingRow { ids: all, image_at }) in rows.iter().enumerate() {
@@ -222,29 +222,29 @@ impl SimpleAr {
             for (at, id) in all.iter().enumerate().skip(first) {
                 places.push((row, at - 1));
                 ids.push(*id);
-                of_image.push(at >= *image_at);
+                of_image.push((row, at >= *image_at));
             }
         }
         let slice = 0..self.decoder.config().vocab_size;
         let scores = self.decoder.score(&read, &Targets { places, ids, slice, temperature: 1.0 })?;
-        let mut sums = RowNll::default();
-        for (log_prob, of_image) in scores.log_probs.detach().to_vec1::<f32>()?.into_iter().zip(of_image) {
-            let nll = -f64::from(log_prob);
+        let mut all = vec![RowNll::default(); rows.len()];
+        for (log_prob, (row, of_image)) in scores.log_probs.detach().to_vec1::<f32>()?.into_iter().zip(of_image) {
+            let (nll, sums) = (-f64::from(log_prob), &mut all[row]);
             match of_image {
                 true => (sums.image, sums.n_image) = (sums.image + nll, sums.n_image + 1),
                 false => (sums.text, sums.n_text) = (sums.text + nll, sums.n_text + 1),
             }
         }
-        Ok((scores, sums))
+        Ok((scores, all))
     }
 
-    /// The negative log-likelihood of every id of rows but the first, over the full vocabulary and without a gradient; so many
-    /// rows go through the decoder at once.
-    pub fn row_nll(&self, rows: &[TrainingRow], at_once: usize) -> Result<RowNll> {
+    /// The negative log-likelihood of every id of each row but its first, over the full vocabulary and without a gradient; so
+    /// many rows go through the decoder at once.
+    pub fn row_nll(&self, rows: &[TrainingRow], at_once: usize) -> Result<Vec<RowNll>> {
         let policy = self.detached()?;
-        let mut sums = RowNll::default();
+        let mut sums = Vec::with_capacity(rows.len());
         for part in rows.chunks(at_once.max(1)) {
-            sums.add(policy.row_scores(part, LossOver::Row)?.1);
+            sums.extend(policy.row_scores(part, LossOver::Row)?.1);
         }
         Ok(sums)
     }
@@ -293,7 +293,7 @@ impl Learner for CaptionedTokens {
         for part in rows.chunks(self.rows_at_once(&rows)?) {
             let (Scores { log_probs, tape, .. }, of_part) = self.policy.row_scores(part, self.plan.loss)?;
             backward(&log_probs, tape, -1.0 / total.max(1) as f64, &self.policy, gradients)?;
-            sums.add(of_part);
+            of_part.into_iter().for_each(|of_row| sums.add(of_row));
         }
         let mut metrics = sums.means(["loss", "loss/image", "loss/text"]);
         let loss = metrics.remove("loss").unwrap_or(f64::NAN);
@@ -306,7 +306,9 @@ impl Learner for CaptionedTokens {
     }
 
     fn validate(&mut self) -> Result<Metrics> {
-        let sums = self.policy.row_nll(&self.held_out, self.rows_at_once(&self.held_out)?)?;
+        let mut sums = RowNll::default();
+        let of_rows = self.policy.row_nll(&self.held_out, self.rows_at_once(&self.held_out)?)?;
+        of_rows.into_iter().for_each(|of_row| sums.add(of_row));
         Ok(sums.means(["validation/nll", "validation/image_nll", "validation/text_nll"]))
     }
 
