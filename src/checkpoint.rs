@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::{AdamW, Error, Params, Result};
+use crate::{AdamW, Error, Params, Result, write_whole};
 
 const MANIFEST: &str = "manifest.json";
 const PARAMS: &str = "params.safetensors";
@@ -73,7 +73,7 @@ impl Checkpoints {
         let manifest = Manifest { step, state: state.clone(), files };
         let text =
             serde_json::to_vec_pretty(&manifest).map_err(|error| Error::checkpoint(&partial, error.to_string()))?;
-        write_synced(&partial.join(MANIFEST), &text)?;
+        write_whole(&partial.join(MANIFEST), &text).map_err(at)?;
         if target.exists() {
             fs::remove_dir_all(&target).map_err(at)?;
         }
@@ -214,17 +214,6 @@ fn write_tensors(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<()> {
     safetensors::serialize_to_file(on_host.iter(), None, path)
         .map_err(|error| Error::checkpoint(path, error.to_string()))?;
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::checkpoint(path, error.to_string()))
-}
-
-/// Writes a small file so that it is whole or absent after a crash.
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|error| Error::checkpoint(path, error.to_string()))
 }
 
 fn mark(path: &Path) -> Result<FileMark> {

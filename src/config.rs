@@ -53,6 +53,10 @@ pub struct LogConfig {
     pub panel_groups: usize,
     /// Held-out prompts every so many steps, and before the first and after the last.
     pub held_out_every: usize,
+    /// Held-out prompts, spread over the list, whose pictures are kept, the first of them in the board's panel; all where
+    /// absent. Scores are kept of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_pictures: Option<usize>,
     /// A checkpoint every so many steps, and after the last.
     pub checkpoint_every: usize,
     /// Checkpoints kept.
@@ -61,7 +65,14 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { samples_every: 10, panel_groups: 4, held_out_every: 50, checkpoint_every: 50, keep_checkpoints: 2 }
+        Self {
+            samples_every: 10,
+            panel_groups: 4,
+            held_out_every: 50,
+            held_out_pictures: None,
+            checkpoint_every: 50,
+            keep_checkpoints: 2,
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! Held-out prompts: scored with the same draws before, during and after training, each time against the first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::advantage::mean;
+use crate::metrics::diversity;
 use crate::observe::Metrics;
 use crate::{Group, GroupSampler, IndexedPrompt, Policy, Prompt, Result, Rollout, Seed};
 
@@ -26,6 +27,7 @@ pub(crate) struct PromptMeans {
 pub(crate) struct HeldOut<P: Policy> {
     prompts: Vec<Prompt>,
     sampler: GroupSampler<P::Sample>,
+    seed: Seed,
 }
 
 /// One evaluation.
@@ -33,12 +35,24 @@ pub(crate) struct Evaluation<P: Policy> {
     pub(crate) groups: Vec<Group<P>>,
     pub(crate) reward_names: Vec<String>,
     pub(crate) means: PromptMeans,
+    pub(crate) diversity: Option<f64>,
     pub(crate) seconds: f64,
 }
 
 impl<P: Policy> HeldOut<P> {
     pub(crate) fn new(prompts: Vec<Prompt>, sampler: GroupSampler<P::Sample>) -> Self {
-        Self { prompts, sampler }
+        Self { prompts, sampler, seed: held_out_seed() }
+    }
+
+    pub(crate) fn drawn_from(self, seed: Seed) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Texts of held-out prompts that these have as well.
+    pub(crate) fn among(&self, trained: &[Prompt]) -> BTreeSet<String> {
+        let trained: BTreeSet<&str> = trained.iter().map(|prompt| prompt.text.as_str()).collect();
+        let held_out = self.prompts.iter().map(|prompt| &prompt.text);
+        held_out.filter(|text| trained.contains(text.as_str())).cloned().collect()
     }
 
     pub(crate) fn reward_names(&self) -> Vec<String> {
@@ -48,10 +62,11 @@ impl<P: Policy> HeldOut<P> {
     pub(crate) fn evaluate(&mut self, policy: &P) -> Result<Evaluation<P>> {
         let clock = Instant::now();
         let prompts: Vec<IndexedPrompt<'_>> = self.prompts.iter().enumerate().collect();
-        let groups = self.sampler.collect(policy, &prompts, held_out_seed())?;
+        let groups = self.sampler.collect(policy, &prompts, self.seed)?;
         let reward_names = self.reward_names();
         let means = PromptMeans::of(&groups, &reward_names);
-        Ok(Evaluation { groups, reward_names, means, seconds: clock.elapsed().as_secs_f64() })
+        let diversity = diversity(&groups);
+        Ok(Evaluation { groups, reward_names, means, diversity, seconds: clock.elapsed().as_secs_f64() })
     }
 }
 

@@ -65,6 +65,7 @@ pub mod tensorboard;
 pub mod testing;
 mod trainer;
 mod update;
+mod write_whole;
 
 pub use advantage::{AdvantageConfig, Baseline, Combine, Scale, advantages, combined_advantages};
 pub use checkpoint::{Checkpoint, Checkpoints};
@@ -84,9 +85,10 @@ pub use reward::{
     reward_fn,
 };
 pub use rollout::{Excluded, Group, GroupSampler, GroupSize, IndexedPrompt, OverlappedSampler, Rollout};
-pub use run_folder::RunFolder;
+pub use run_folder::{RunFolder, RunRewards};
 pub use seed::{Draws, Seed};
 pub use trainer::Trainer;
+pub use write_whole::write_whole;
 
 /// The README's and the guides' code blocks are compiled with the documentation's tests.
 #[cfg(doctest)]

@@ -83,7 +83,7 @@ fn correlation<P: Policy>(groups: &[Group<P>], a: usize, b: usize) -> Option<f64
 }
 
 /// The mean over groups of the mean difference between two of their samples; `None` where samples have no difference.
-fn diversity<P: Policy>(groups: &[Group<P>]) -> Option<f64> {
+pub(crate) fn diversity<P: Policy>(groups: &[Group<P>]) -> Option<f64> {
     let of_group = |group: &Group<P>| {
         let samples: Vec<&P::Sample> = group.completions.iter().map(|completion| &completion.sample).collect();
         let pairs = samples.iter().enumerate().flat_map(|(at, a)| samples[at + 1..].iter().map(move |b| (*a, *b)));

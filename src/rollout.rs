@@ -153,6 +153,11 @@ pub trait Rollout<P: Policy> {
     /// The rewards' weights, in the order of the names.
     fn reward_weights(&self) -> Vec<f32>;
 
+    /// The names of all that has a say in the rewards: those of [`Rollout::reward_names`], their gates and their parts.
+    fn reward_sources(&self) -> Vec<String> {
+        self.reward_names()
+    }
+
     /// Seconds that the last `collect` spent in each of its phases, by name.
     fn phase_times(&self) -> BTreeMap<String, f64> {
         BTreeMap::new()
@@ -332,6 +337,10 @@ impl<P: Policy> Rollout<P> for GroupSampler<P::Sample> {
         self.plan.rewards.weights()
     }
 
+    fn reward_sources(&self) -> Vec<String> {
+        self.plan.rewards.sources()
+    }
+
     fn phase_times(&self) -> BTreeMap<String, f64> {
         self.times.clone()
     }
@@ -378,6 +387,10 @@ impl<P: Policy> Rollout<P> for OverlappedSampler<P::Sample> {
 
     fn reward_weights(&self) -> Vec<f32> {
         self.plan.rewards.weights()
+    }
+
+    fn reward_sources(&self) -> Vec<String> {
+        self.plan.rewards.sources()
     }
 
     fn phase_times(&self) -> BTreeMap<String, f64> {

@@ -1,15 +1,33 @@
 //! A run is a folder: everything a reader or a resumed run needs is in it.
 //!
-//! `{root}/{name}/{seed}/` holds `config.toml`, `meta.json`, `metrics.jsonl`, the event files, `samples/` and
-//! `checkpoints/`.
+//! `{root}/{name}/{seed}/` holds `config.toml`, `rewards.json`, `meta.json`, `metrics.jsonl`, the event files, `samples/`
+//! and `checkpoints/`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::checkpoint::{Checkpoints, write_synced};
-use crate::{Error, Result, before_after, chart};
+use crate::checkpoint::Checkpoints;
+use crate::{Error, Result, before_after, chart, write_whole};
+
+const REWARDS: &str = "rewards.json";
+
+/// Which rewards a run optimises and which it only watches: its `rewards.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRewards {
+    /// What is optimised, with its weights.
+    pub optimised: BTreeMap<String, f32>,
+    /// All that has a say in that, gates and joined parts among it.
+    pub sources: BTreeSet<String>,
+    /// What is scored on held-out prompts, in the order of the columns.
+    pub held_out: Vec<String>,
+    /// Texts of held-out prompts that are trained on as well: their rises are no evidence for other prompts.
+    pub trained_on: BTreeSet<String>,
+}
 
 /// The folder of one run.
 #[derive(Clone, Debug)]
@@ -87,12 +105,29 @@ impl RunFolder {
         Ok(drawn)
     }
 
+    /// Writes which rewards the run optimises and which it watches.
+    pub fn name_rewards(&self, rewards: &RunRewards) -> Result<()> {
+        let path = self.path.join(REWARDS);
+        let text = serde_json::to_string_pretty(rewards).map_err(|error| Error::file(&path, error))?;
+        write(&path, &format!("{text}\n"))
+    }
+
+    /// What [`RunFolder::name_rewards`] wrote.
+    pub fn rewards(&self) -> Result<RunRewards> {
+        let path = self.path.join(REWARDS);
+        let text = fs::read(&path).map_err(|error| Error::file(&path, error))?;
+        serde_json::from_slice(&text).map_err(|error| Error::file(&path, error))
+    }
+
     /// Writes the resolved configuration and where it ran.
     pub fn describe(&self, config_toml: &str, seed: u64) -> Result<()> {
-        write_synced(&self.path.join("config.toml"), config_toml.as_bytes())?;
-        let text = format!("{:#}\n", meta(seed));
-        write_synced(&self.path.join("meta.json"), text.as_bytes())
+        write(&self.path.join("config.toml"), config_toml)?;
+        write(&self.path.join("meta.json"), &format!("{:#}\n", meta(seed)))
     }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    write_whole(path, text.as_bytes()).map_err(|error| Error::file(path, error))
 }
 
 fn meta(seed: u64) -> Value {

@@ -15,7 +15,7 @@ use crate::progress::{Progress, State};
 use crate::update::Update;
 use crate::{
     AdamW, BoxError, Error, Excluded, FailedScores, Group, GroupSampler, GroupSize, Policy, Prompt, Result, RewardSet,
-    Rollout, RunFolder, Seed, TrainConfig, combined_advantages, self_check,
+    Rollout, RunFolder, RunRewards, Seed, TrainConfig, combined_advantages, self_check,
 };
 
 /// Trains a policy with GRPO.
@@ -89,6 +89,14 @@ impl<P: Policy> Trainer<P> {
         self
     }
 
+    /// Draws the held-out samples from this node and not from [`held_out_seed`](crate::held_out_seed): runs of other seeds
+    /// are then evaluated on draws of their own, and their mean is a better one. Call it after [`Trainer::hold_out`].
+    #[must_use]
+    pub fn draw_held_out_from(mut self, seed: Seed) -> Self {
+        self.held_out = self.held_out.map(|held_out| held_out.drawn_from(seed));
+        self
+    }
+
     /// Multiplies the advantage of each choice by a weight of its own, `[G][T]` for a group (GCPO and STAGE weigh image
     /// tokens by position, entropy or likeness). The normaliser stays that of all choices.
     #[must_use]
@@ -111,28 +119,43 @@ impl<P: Policy> Trainer<P> {
     ///
     /// A folder with a checkpoint of this run is gone on with: steps, data order, optimiser and logs. Call it after
     /// [`Trainer::hold_out`], whose rewards have charts of their own.
-    pub fn record_in(mut self, run: &RunFolder, config_toml: &str) -> Result<Self> {
+    pub fn record_in(self, run: &RunFolder, config_toml: &str) -> Result<Self> {
+        let recorded = self.record_quietly_in(run, config_toml)?;
+        let console = Console::new(recorded.n_done, recorded.config.n_steps);
+        Ok(recorded.observe(console))
+    }
+
+    /// As [`Trainer::record_in`], and says nothing on the console: one of several runs whose progress is shown as one.
+    pub fn record_quietly_in(mut self, run: &RunFolder, config_toml: &str) -> Result<Self> {
         let log = self.config.log;
         let checkpoints = run.checkpoints(log.keep_checkpoints);
         if let Some(path) = checkpoints.latest()? {
             self.resume(&Checkpoint::load(&path)?)?;
         }
         run.describe(config_toml, self.config.seed)?;
+        run.name_rewards(&self.rewards_of_run())?;
         self.checkpoints = Some(checkpoints);
         let first_step = self.n_done;
-        let held_out = self.held_out.as_ref().map(HeldOut::reward_names).unwrap_or_default();
+        let held_out = self.rewards_of_run().held_out;
         let board = TensorBoard::create(run, first_step, log.panel_groups)?.describe(
             config_toml,
             &self.rollout.reward_names(),
             &held_out,
         )?;
-        let console = Console::new(first_step, self.config.n_steps);
         // The board shows first and last samples side by side, which it reads from the files written before it.
         Ok(self
             .observe(JsonLines::create(run, first_step)?)
-            .observe(SampleFiles::create(run, log.panel_groups))
-            .observe(board)
-            .observe(console))
+            .observe(SampleFiles::create(run, log.panel_groups).held_out_pictures(log.held_out_pictures))
+            .observe(board))
+    }
+
+    fn rewards_of_run(&self) -> RunRewards {
+        RunRewards {
+            optimised: self.rollout.reward_names().into_iter().zip(self.rollout.reward_weights()).collect(),
+            sources: self.rollout.reward_sources().into_iter().collect(),
+            held_out: self.held_out.as_ref().map(HeldOut::reward_names).unwrap_or_default(),
+            trained_on: self.held_out.as_ref().map(|held_out| held_out.among(&self.prompts)).unwrap_or_default(),
+        }
     }
 
     /// Takes over a checkpoint of the same run.
@@ -313,9 +336,10 @@ impl<P: Policy> Trainer<P> {
     /// Scores the held-out prompts, always with the same draws.
     fn evaluate(&mut self) -> Result<()> {
         let Some(held_out) = &mut self.held_out else { return Ok(()) };
-        let Evaluation { groups, reward_names, means, seconds } = held_out.evaluate(&self.policy)?;
+        let Evaluation { groups, reward_names, means, diversity, seconds } = held_out.evaluate(&self.policy)?;
         let mut metrics = means.metrics(self.progress.held_out_start.as_ref());
         metrics.extend(crate::held_out::hacking_alarm(&metrics, &self.rollout.reward_names(), &reward_names));
+        metrics.extend(diversity.map(|diversity| ("held_out/diversity".to_string(), diversity)));
         metrics.insert("time/held_out_s".into(), seconds);
         let n_excluded: usize = groups.iter().map(|group| group.excluded.len()).sum();
         if self.config.rollout.failed_scores != FailedScores::Error || n_excluded > 0 {

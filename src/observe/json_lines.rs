@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{HeldOutReport, Metrics, Observer, StepReport};
-use crate::{BoxError, Error, Policy, Result, RunFolder};
+use crate::{BoxError, Error, Policy, Result, RunFolder, write_whole};
 
 /// One JSON object a step in `metrics.jsonl`.
 pub struct JsonLines {
@@ -20,7 +20,7 @@ impl JsonLines {
     pub fn create(run: &RunFolder, first_step: usize) -> Result<Self> {
         let path = run.metrics();
         let kept = if path.exists() { lines_before(&path, first_step)? } else { String::new() };
-        crate::checkpoint::write_synced(&path, kept.as_bytes())?;
+        write_whole(&path, kept.as_bytes()).map_err(|error| Error::file(&path, error))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|error| Error::file(&path, error))?;
         Ok(Self { file, path })
     }

@@ -116,6 +116,10 @@ impl<S, R: Reward<S>> Reward<S> for Changed<R> {
     fn applies_to(&self, prompt: &Prompt) -> bool {
         self.reward.applies_to(prompt)
     }
+
+    fn sources(&self) -> Vec<String> {
+        self.reward.sources()
+    }
 }
 
 /// A reward that counts only where another one, the gate, gives at least a threshold.
@@ -178,6 +182,10 @@ impl<S> Reward<S> for Gated<S> {
 
     fn applies_to(&self, prompt: &Prompt) -> bool {
         self.reward.applies_to(prompt)
+    }
+
+    fn sources(&self) -> Vec<String> {
+        [self.reward.sources(), self.gate.sources()].concat()
     }
 }
 
@@ -259,6 +267,11 @@ impl<S> Reward<S> for Joined<S> {
     fn applies_to(&self, prompt: &Prompt) -> bool {
         self.rewards.iter().any(|reward| reward.applies_to(prompt))
     }
+
+    fn sources(&self) -> Vec<String> {
+        let parts = self.rewards.iter().flat_map(|reward| reward.sources());
+        std::iter::once(self.name.clone()).chain(parts).collect()
+    }
 }
 
 /// Whether a failure is the batch's or the sample's.
@@ -327,6 +340,15 @@ mod tests {
             assert_eq!(format!("{each:?}"), format!("{:?}", reward.score(&prompt, sample).map_err(|e| e.to_string())));
         }
         each
+    }
+
+    #[test]
+    fn what_has_a_say_is_named() {
+        let boxed = |name: &str| -> Box<dyn Reward<f32>> { Box::new(reward_fn(name, |_: &Prompt, x: &f32| Ok(*x))) };
+        let gated = Gated::new(boxed("a"), boxed("gate"), 0.5, 0.0).unwrap();
+        assert_eq!(Changed::new(gated, vec![]).unwrap().sources(), ["a", "gate"]);
+        let joined = Joined::new("both", vec![boxed("a"), boxed("b")], Joining::Lowest).unwrap();
+        assert_eq!(joined.sources(), ["both", "a", "b"]);
     }
 
     #[test]

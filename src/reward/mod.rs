@@ -62,6 +62,11 @@ pub trait Reward<S>: Send + Sync {
     fn applies_to(&self, _prompt: &Prompt) -> bool {
         true
     }
+
+    /// The names of all that has a say in the score: a wrapper adds its gate or its parts. A report marks them as optimised.
+    fn sources(&self) -> Vec<String> {
+        vec![self.name().into()]
+    }
 }
 
 impl<S, R: Reward<S> + ?Sized> Reward<S> for Box<R> {
@@ -83,6 +88,10 @@ impl<S, R: Reward<S> + ?Sized> Reward<S> for Box<R> {
 
     fn applies_to(&self, prompt: &Prompt) -> bool {
         (**self).applies_to(prompt)
+    }
+
+    fn sources(&self) -> Vec<String> {
+        (**self).sources()
     }
 }
 
@@ -106,6 +115,10 @@ impl<S, R: Reward<S> + ?Sized> Reward<S> for Arc<R> {
 
     fn applies_to(&self, prompt: &Prompt) -> bool {
         (**self).applies_to(prompt)
+    }
+
+    fn sources(&self) -> Vec<String> {
+        (**self).sources()
     }
 }
 

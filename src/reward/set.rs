@@ -108,6 +108,11 @@ impl<S> RewardSet<S> {
         self.members.iter().map(|member| member.weight).collect()
     }
 
+    /// The names of all that has a say: those of [`RewardSet::names`], their gates and their parts.
+    pub fn sources(&self) -> Vec<String> {
+        self.members.iter().flat_map(|member| member.reward.sources()).collect()
+    }
+
     /// How many rewards there are.
     pub fn len(&self) -> usize {
         self.members.len()
