@@ -14,6 +14,7 @@
 //! | [`evaluation`] | the form in which benchmarks report |
 //! | [`shapes`] | the embedded world: scenes, renderer, captions, prompts, exact detector |
 //! | [`Brightness`], [`JpegCompressibility`] | two rewards that show whether anything is learnt at all |
+//! | [`Random`] | a reward that knows nothing, the negative control of an ablation |
 
 #[cfg(feature = "onnx")]
 pub mod clip;
@@ -34,7 +35,9 @@ pub mod exchange;
 pub mod geneval;
 pub mod hps_benchmark;
 pub mod process;
+mod random;
 pub mod shapes;
 
 pub use brightness::Brightness;
 pub use compressibility::JpegCompressibility;
+pub use random::Random;

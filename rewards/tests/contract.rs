@@ -6,7 +6,7 @@ use grpo::testing::check_reward;
 use grpo::{Prompt, Reward, Seed};
 use grpo_rewards::geneval::{GenEval, Metadata};
 use grpo_rewards::shapes::{ShapesDetector, held_out_prompts};
-use grpo_rewards::{Brightness, JpegCompressibility};
+use grpo_rewards::{Brightness, JpegCompressibility, Random};
 use image::{Rgb, RgbImage};
 
 fn noise(seed: u64) -> RgbImage {
@@ -26,6 +26,7 @@ fn check(reward: &impl Reward<RgbImage>) {
 fn rewards_of_pixels_hold_to_it() {
     check(&Brightness);
     check(&JpegCompressibility);
+    check(&Random);
     check(&GenEval::new(ShapesDetector::new()));
 }
 

@@ -1,7 +1,7 @@
 //! Rewards that look at pixels alone, against Pillow (`golden/image_rewards.py`, Pillow 13.0.0).
 
 use grpo::{Prompt, Reward, Seed};
-use grpo_rewards::{Brightness, JpegCompressibility};
+use grpo_rewards::{Brightness, JpegCompressibility, Random};
 use image::{Rgb, RgbImage};
 
 fn pattern() -> RgbImage {
@@ -37,4 +37,22 @@ fn an_empty_picture_is_an_error() {
     let error = Brightness.score(&prompt, &empty).unwrap_err().to_string();
     assert_eq!(error, "image is 0 x 5 pixels; give one with at least one pixel");
     assert!(JpegCompressibility.score(&prompt, &empty).is_err());
+}
+
+#[test]
+fn a_random_score_is_uniform_and_knows_neither_picture_nor_prompt() {
+    let score = |prompt: &str, image: &RgbImage| Random.score(&Prompt::new(prompt), image).unwrap();
+    // Pictures that differ in one level of one pixel, in order.
+    let near = |n: u32| RgbImage::from_fn(8, 8, |x, y| Rgb([if (x, y) == (3, 3) { (n % 256) as u8 } else { 9 }; 3]));
+    let scores: Vec<f32> = (0..256).map(|n| score("a cat", &near(n))).collect();
+    assert!(scores.iter().all(|score| (0.0..1.0).contains(score)));
+    let mean = scores.iter().sum::<f32>() / 256.0;
+    // The mean of 256 uniform draws has a deviation of 0.018, that of their square one of 0.019.
+    assert!((mean - 0.5).abs() < 0.07, "{mean}");
+    let square = scores.iter().map(|score| score * score).sum::<f32>() / 256.0;
+    assert!((square - 1.0 / 3.0).abs() < 0.08, "{square}");
+    let neighbours = scores.windows(2).map(|pair| (pair[0] - mean) * (pair[1] - mean)).sum::<f32>() / 255.0;
+    assert!(neighbours.abs() < 0.02, "neighbours agree: {neighbours}");
+    assert_ne!(score("a cat", &near(0)), score("a dog", &near(0)));
+    assert_ne!(score("a cat", &RgbImage::new(2, 8)), score("a cat", &RgbImage::new(8, 2)), "a shape counts");
 }

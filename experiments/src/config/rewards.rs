@@ -17,6 +17,8 @@ pub enum RewardSource {
     Geneval(Weighed),
     /// Mean luminance.
     Brightness(Weighed),
+    /// A number that says nothing: the negative control.
+    Random(Weighed),
     /// Negative kilobytes as JPEG.
     Compressibility(Weighed),
     /// The scorer of `--scorer NAME=WHERE`.
@@ -92,7 +94,7 @@ impl RewardSource {
             Self::Hps(_) => BTreeSet::from(["hps".into()]),
             Self::Given(given) => BTreeSet::from([given.name.clone()]),
             Self::Joined(joined) => joined.of.iter().flat_map(Self::scorers).collect(),
-            Self::Geneval(_) | Self::Brightness(_) | Self::Compressibility(_) => BTreeSet::new(),
+            Self::Geneval(_) | Self::Brightness(_) | Self::Random(_) | Self::Compressibility(_) => BTreeSet::new(),
         };
         names.extend(self.counts().gate.iter().flat_map(|gate| gate.reward.scorers()));
         names
@@ -114,6 +116,35 @@ impl RewardSource {
         Ok(())
     }
 
+    /// Its name in logs.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Clip(_) => "clip",
+            Self::Hps(_) => "hps",
+            Self::Geneval(_) => "geneval",
+            Self::Brightness(_) => "brightness",
+            Self::Random(_) => "random",
+            Self::Compressibility(_) => "compressibility",
+            Self::Given(given) => &given.name,
+            Self::Joined(joined) => &joined.name,
+        }
+    }
+
+    /// The same reward as it is watched: of weight 1, without changes and gate.
+    pub fn plain(&self) -> Self {
+        let counts = Weighed::default();
+        match self {
+            Self::Clip(_) => Self::Clip(counts),
+            Self::Hps(_) => Self::Hps(counts),
+            Self::Geneval(_) => Self::Geneval(counts),
+            Self::Brightness(_) => Self::Brightness(counts),
+            Self::Random(_) => Self::Random(counts),
+            Self::Compressibility(_) => Self::Compressibility(counts),
+            Self::Given(given) => Self::Given(GivenFile { name: given.name.clone(), counts }),
+            Self::Joined(joined) => Self::Joined(JoinedFile { counts, ..joined.clone() }),
+        }
+    }
+
     /// How much it counts.
     pub fn counts(&self) -> &Weighed {
         match self {
@@ -121,6 +152,7 @@ impl RewardSource {
             | Self::Hps(counts)
             | Self::Geneval(counts)
             | Self::Brightness(counts)
+            | Self::Random(counts)
             | Self::Compressibility(counts) => counts,
             Self::Given(given) => &given.counts,
             Self::Joined(joined) => &joined.counts,

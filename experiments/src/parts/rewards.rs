@@ -14,7 +14,7 @@ use grpo_rewards::onnx::{Cuda, OnnxReward, OpenVino, OpenVinoPrecision, Provider
 use grpo_rewards::process::{ProcessConfig, ProcessDetector, ProcessLimits, ProcessReward};
 use grpo_rewards::remote::{HttpConfig, HttpDetector, HttpReward};
 use grpo_rewards::shapes::ShapesDetector;
-use grpo_rewards::{Brightness, JpegCompressibility};
+use grpo_rewards::{Brightness, JpegCompressibility, Random};
 use image::RgbImage;
 use serde::Deserialize;
 
@@ -192,7 +192,7 @@ impl Scorers {
     pub fn check_all_asked(&self, asked: &BTreeSet<String>, remedy: &str) -> Outcome<()> {
         match self.names().find(|name| !asked.contains(*name)) {
             None => Ok(()),
-            Some(name @ ("brightness" | "compressibility" | "geneval")) => {
+            Some(name @ ("brightness" | "random" | "compressibility" | "geneval")) => {
                 Err(Failure::user(format!("--scorer {name}: that reward is built in; give the scorer another name")))
             }
             Some(name) => Err(Failure::user(format!("nothing asks for the scorer `{name}`; {remedy}"))),
@@ -211,6 +211,7 @@ impl Scorers {
             },
             RewardSource::Geneval(_) => Box::new(GenEval::new(ShapesDetector::new())),
             RewardSource::Brightness(_) => Box::new(Brightness),
+            RewardSource::Random(_) => Box::new(Random),
             RewardSource::Compressibility(_) => Box::new(JpegCompressibility),
             RewardSource::Given(given) => Box::new(self.given(&given.name)?),
             RewardSource::Joined(joined) => {
