@@ -18,6 +18,11 @@ impl Failure {
         Self { error: anyhow::anyhow!(message.into()), user: true }
     }
 
+    /// The same with the thing it is of before it.
+    pub fn of(self, thing: &str) -> Self {
+        Self { error: self.error.context(thing.to_string()), ..self }
+    }
+
     /// 2 for the user's mistake, 1 for ours.
     pub fn exit_code(&self) -> u8 {
         if self.user { 2 } else { 1 }

@@ -161,7 +161,7 @@ fn tokens_of_a_killed_process_are_those_of_one_that_was_not() {
     let line = |out: &str| format!("tokenize --shapes free -n 600 --config tokens.toml --out {out}");
     run(at, &line("whole"));
     // In the middle of writing a shard, behind one, and behind its manifest.
-    let moments = ["00002.partial", "00001.safetensors", "00007.safetensors", "manifest.json"];
+    let moments = ["00002.safetensors.partial", "00001.safetensors", "00007.safetensors", "manifest.json"];
     for (number, moment) in moments.into_iter().enumerate() {
         let out = format!("killed-{number}");
         let was_killed = killed_at(at, &line(&out), &format!("{out}/{moment}"));

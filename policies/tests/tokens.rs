@@ -119,9 +119,9 @@ fn tokens_are_the_same_whoever_made_them_and_however_often_it_broke() {
         assert!(error.to_string().contains("the power went off"), "{error}");
         // A shard that was written and not yet listed, as a kill between the two leaves it.
         std::fs::write(broken.join("00003.safetensors"), "half a shard").unwrap();
-        std::fs::write(broken.join("00002.partial"), "half a shard").unwrap();
+        std::fs::write(broken.join("00002.safetensors.partial"), "half a shard").unwrap();
         make(&corpus(None), &settings(), &broken, (2, 4)).unwrap();
-        std::fs::remove_file(broken.join("00002.partial")).ok();
+        std::fs::remove_file(broken.join("00002.safetensors.partial")).ok();
         assert!(files(&broken) == expected, "broken at {breaks_at}");
     }
 }

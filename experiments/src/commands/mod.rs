@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod ablate;
 mod draw;
 mod eval;
 mod generate;
@@ -8,6 +9,8 @@ mod import_qwen;
 mod nll;
 mod plan;
 mod pretrain;
+mod report;
+mod run_parts;
 mod score;
 mod show;
 mod tokenizer;
@@ -27,6 +30,8 @@ use crate::config::PolicySource;
 use crate::failure::{Failure, Outcome};
 use crate::parts;
 
+pub use run_parts::PartsArgs;
+
 /// What `grpo` can do.
 #[derive(Subcommand)]
 pub enum Command {
@@ -38,6 +43,10 @@ pub enum Command {
     Sft(pretrain::Sft),
     /// Train a policy with GRPO.
     Train(train::Train),
+    /// Train the arms of an ablation under several seeds, and report what differs.
+    Ablate(ablate::Ablate),
+    /// Compare runs: what rose, what fell, and how sure that is, as a page, as Markdown and as JSON.
+    Report(report::ReportRuns),
     /// Draw images for prompts.
     Generate(generate::Generate),
     /// Encode a corpus, or some images, as codes.
@@ -64,6 +73,8 @@ impl Command {
             Self::Pretrain(command) => command.run(),
             Self::Sft(command) => command.run(),
             Self::Train(command) => command.run(),
+            Self::Ablate(command) => command.run(),
+            Self::Report(command) => command.run(),
             Self::Generate(command) => command.run(),
             Self::Tokenize(command) => command.run(),
             Self::Detokenize(command) => command.run(),

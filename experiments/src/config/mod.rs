@@ -1,5 +1,6 @@
 //! What a TOML file may say: typed text, before it becomes parts.
 
+mod ablation;
 mod rewards;
 mod stages;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Outcome};
 
+pub use ablation::{AblationFile, ArmRun, ArmSetting};
 pub use rewards::{GateFile, GivenFile, RewardSource, Weighed};
 pub use stages::{DecoderSizes, DecoderSource, PretrainFile, SftFile, TokenizerFile};
 
@@ -58,6 +60,23 @@ pub struct TrainFile {
 }
 
 impl TrainFile {
+    /// Refuses what cannot be meant.
+    pub fn check(&self) -> Outcome<()> {
+        self.train_config().check()?;
+        self.law.check_trainable()?;
+        self.all_rewards().try_for_each(RewardSource::check).map_err(Failure::user)
+    }
+
+    /// The same run under another seed.
+    pub fn under(&self, seed: u64) -> Self {
+        Self { seed, ..self.clone() }
+    }
+
+    /// What is optimised and what is watched.
+    pub fn all_rewards(&self) -> impl Iterator<Item = &RewardSource> {
+        self.rewards.iter().chain(&self.held_out.rewards)
+    }
+
     /// The numbers, as the trainer takes them.
     pub fn train_config(&self) -> TrainConfig {
         TrainConfig {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
-use grpo::{Error, Result};
+use grpo::{Error, Result, write_whole};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -100,15 +100,8 @@ impl Manifest {
 
     /// Writes it so that the old one stays until the new one is whole.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let (path, partial) = (folder.join(MANIFEST), folder.join("manifest.partial"));
-        let write = || -> std::io::Result<()> {
-            let mut file = File::create(&partial)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&partial, &path)?;
-            File::open(folder)?.sync_all()
-        };
+        let path = folder.join(MANIFEST);
+        let write = || write_whole(&path, format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes());
         write().map_err(|error| Error::file(&path, format!("{error}; the shards written before are kept")))
     }
 

@@ -11,11 +11,10 @@
 //! | `checks` | U32 `[n]` | CRC-32C of a row's codes (little-endian) and then its caption |
 
 use std::fs::File;
-use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use grpo::{Error, Result};
+use grpo::{Error, Result, write_whole};
 use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -65,19 +64,8 @@ pub(super) fn write(path: &Path, rows: &[NewRow]) -> Result<()> {
         .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<_, safetensors::SafeTensorError>>()
         .map_err(|error| fault(&error))?;
-    let partial = path.with_extension("partial");
     let bytes = safetensors::serialize(views, None).map_err(|error| fault(&error))?;
-    let settle = || -> std::io::Result<()> {
-        let mut file = File::create(&partial)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)
-    };
-    settle().map_err(|error| {
-        // Half a shard would fill a full disk for nothing.
-        std::fs::remove_file(&partial).ok();
-        fault(&error)
-    })
+    write_whole(path, &bytes).map_err(|error| fault(&error))
 }
 
 fn code_bytes(codes: &[u16]) -> Vec<u8> {

@@ -1,0 +1,151 @@
+//! The runs of an ablation, in turn or several at a time.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use grpo::{BoxError, Error, Policy, Result, RunFolder, Trainer, write_whole};
+use serde::Serialize;
+
+use super::progress::{Progress, Watch};
+use super::{Ablation, Cell, Plan};
+
+/// The mark of a run that is over: written last.
+const FINISHED: &str = "finished";
+
+/// An ablation whose runs are over.
+#[derive(Debug)]
+pub struct Finished {
+    /// The folder of all its runs.
+    pub folder: PathBuf,
+    /// Runs that stopped with an error; the others are whole.
+    pub failed: Vec<Failed>,
+}
+
+/// A run that stopped with an error.
+#[derive(Debug)]
+pub struct Failed {
+    /// Its arm.
+    pub arm: String,
+    /// Its seed.
+    pub seed: u64,
+    /// Why it stopped.
+    pub error: String,
+}
+
+/// What a caller's `make` gives: a trainer before its first step, and what its run is as TOML.
+pub type Made<P> = std::result::Result<(Trainer<P>, String), BoxError>;
+
+impl Finished {
+    /// An error that names the runs that failed, where there are any.
+    pub fn check(&self) -> Result<()> {
+        let Some(first) = self.failed.first() else { return Ok(()) };
+        let named: Vec<String> = self.failed.iter().map(|run| format!("{}/{}", run.arm, run.seed)).collect();
+        Err(Error::file(
+            &self.folder,
+            format!(
+                "{} runs failed ({}), the first with: {}; run the same command again to go on with them",
+                named.len(),
+                named.join(", "),
+                first.error
+            ),
+        ))
+    }
+}
+
+impl<A: Serialize + Sync> Ablation<A> {
+    /// Trains every arm under every seed into `{root}/{name}/{arm}/{seed}`.
+    ///
+    /// Runs that are finished are left alone and one that was broken off is gone on with, so that an ablation that was
+    /// killed is started again with the same call. Seeds are the outer loop: the first of them compares all arms. `make` gives
+    /// the trainer of a run, without a record; `done` is called with the trained policy, before the run is marked as
+    /// finished. A run that fails does not stop the others.
+    pub fn run<P: Policy>(
+        &self,
+        root: &Path,
+        make: impl Fn(&Cell<'_, A>) -> Made<P> + Sync,
+        done: impl Fn(&Cell<'_, A>, &RunFolder, &P) -> std::result::Result<(), BoxError> + Sync,
+    ) -> Result<Finished> {
+        let plan = Plan::of(self)?;
+        let folder = root.join(&self.name);
+        fs::create_dir_all(&folder).map_err(|error| Error::file(&folder, error))?;
+        let _lock = lock(&folder)?;
+        plan.join(&folder)?;
+        let cells: Vec<Cell<'_, A>> =
+            self.seeds.iter().flat_map(|&seed| self.arms.iter().map(move |arm| Cell { arm, seed })).collect();
+        let open: Vec<&Cell<'_, A>> =
+            cells.iter().filter(|cell| !cell.folder(&folder).join(FINISHED).exists()).collect();
+        let progress = Arc::new(Progress::new(cells.len(), cells.len() - open.len()));
+        let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let work = || {
+            while let Some(cell) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let clock = Instant::now();
+                let ran = cell.run(root, &self.name, &progress, (&make, &done));
+                let seconds = clock.elapsed().as_secs_f64();
+                match ran {
+                    Ok(()) => progress.end_run(&format!("{} {seconds:.0} s", cell.label())),
+                    Err(error) => {
+                        progress.end_run(&format!("{} FAILED: {error}", cell.label()));
+                        let failure = Failed { arm: cell.arm.name.clone(), seed: cell.seed, error: error.to_string() };
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            (1..self.at_once.min(open.len())).for_each(|_| drop(scope.spawn(work)));
+            work();
+        });
+        progress.close();
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(Finished { folder, failed })
+    }
+}
+
+impl<A> Cell<'_, A> {
+    fn label(&self) -> String {
+        format!("{}/{}", self.arm.name, self.seed)
+    }
+
+    /// The folder of this run below that of the ablation.
+    fn folder(&self, ablation: &Path) -> PathBuf {
+        ablation.join(&self.arm.name).join(self.seed.to_string())
+    }
+
+    fn run<P: Policy>(
+        &self,
+        root: &Path,
+        name: &str,
+        progress: &Arc<Progress>,
+        (make, done): (impl Fn(&Self) -> Made<P>, impl Fn(&Self, &RunFolder, &P) -> std::result::Result<(), BoxError>),
+    ) -> std::result::Result<(), BoxError> {
+        let root = root.join(name);
+        let folder = self.folder(&root);
+        let run = match folder.join("metrics.jsonl").exists() {
+            true => RunFolder::open(&folder)?,
+            false => RunFolder::create(&root, &self.arm.name, self.seed)?,
+        };
+        let (trainer, config) = make(self)?;
+        let mut trainer =
+            trainer.record_quietly_in(&run, &config)?.observe(Watch::new(Arc::clone(progress), self.label()));
+        trainer.run()?;
+        done(self, &run, trainer.policy())?;
+        let mark = folder.join(FINISHED);
+        Ok(write_whole(&mark, b"").map_err(|error| Error::file(&mark, error))?)
+    }
+}
+
+/// Holds the folder for this process, until it is dropped.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join("lock");
+    let file = File::create(&path).map_err(|error| Error::file(&path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(error) => Err(Error::file(
+            &path,
+            format!("{error}: another process runs this ablation; wait for it, or choose another folder with --out"),
+        )),
+    }
+}

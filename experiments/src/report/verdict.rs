@@ -1,0 +1,119 @@
+//! What an arm did, in a word: it improved what it never saw, or hacked it, or nothing.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::compare::{LEVEL, Side, of_mix, of_reward, paired};
+use crate::intervals::{Interval, bootstrap};
+
+/// What an arm did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verdict {
+    /// In a word.
+    pub kind: Kind,
+    /// In a sentence, with the numbers it rests on.
+    pub text: String,
+}
+
+/// The kinds of verdicts; "rose" and "fell" are intervals that do not hold 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// What is optimised rose, and so did a judge that is not; none fell.
+    Improved,
+    /// What is optimised rose, and a judge that is not optimised fell.
+    Hacked,
+    /// What is optimised rose, and no other judge moved.
+    RewardOnly,
+    /// What is optimised did not rise, and no judge moved.
+    NoEffect,
+    /// What is optimised did not rise, and judges moved all the same: by drift, or by chance.
+    Drifted,
+    /// What is optimised rose, and it optimises every judge.
+    NotJudged,
+}
+
+impl Kind {
+    /// As a reader sees it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Improved => "improved",
+            Self::Hacked => "hacked",
+            Self::RewardOnly => "reward only",
+            Self::NoEffect => "no effect",
+            Self::Drifted => "no effect, but drifted",
+            Self::NotJudged => "not judged",
+        }
+    }
+}
+
+/// The verdict on an arm that optimises these rewards, from judges that it does not; `None` where its target is not watched.
+///
+/// All the intervals it rests on hold together at [`LEVEL`] (Bonferroni): each alone at `1 − (1 − LEVEL) / n`.
+pub(super) fn of(side: &Side<'_>, optimised: &BTreeMap<String, f32>, judges: &[String]) -> Option<Verdict> {
+    let level = 1.0 - (1.0 - LEVEL) / (judges.len() + 1) as f64;
+    let rises = side.rises();
+    let interval =
+        |quantity: &dyn Fn(&super::record::Judged) -> Option<f64>| bootstrap(&paired(&rises, quantity)?.rows, level);
+    let target = interval(&of_mix(optimised))?;
+    let judged: Vec<(&str, Interval)> =
+        judges.iter().filter_map(|name| Some((name.as_str(), interval(&of_reward(name))?))).collect();
+    let kind = kind(&target, &judged.iter().map(|(_, interval)| *interval).collect::<Vec<_>>());
+    Some(Verdict { kind, text: sentence(kind, &target, &judged) })
+}
+
+fn kind(target: &Interval, judges: &[Interval]) -> Kind {
+    let fell = judges.iter().any(|judge| judge.high < 0.0);
+    let rose = judges.iter().any(|judge| judge.low > 0.0);
+    match (target.low > 0.0, judges.is_empty()) {
+        (true, true) => Kind::NotJudged,
+        (true, false) if fell => Kind::Hacked,
+        (true, false) if rose => Kind::Improved,
+        (true, false) => Kind::RewardOnly,
+        (false, _) if fell || rose => Kind::Drifted,
+        (false, _) => Kind::NoEffect,
+    }
+}
+
+fn sentence(kind: Kind, target: &Interval, judged: &[(&str, Interval)]) -> String {
+    let moved = |interval: &Interval| {
+        let word = match (interval.low > 0.0, interval.high < 0.0) {
+            (true, _) => "rose",
+            (_, true) => "fell",
+            _ => "did not move",
+        };
+        format!("{word} ({:+.3} [{:+.3}, {:+.3}])", interval.mean, interval.low, interval.high)
+    };
+    let mut parts = vec![format!("what it optimises {}", moved(target))];
+    parts.extend(judged.iter().map(|(name, interval)| format!("{name} {}", moved(interval))));
+    format!("{}: {}", kind.label(), parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_needs_intervals_that_hold_no_zero() {
+        let at = |mean: f64| Interval { mean, low: mean - 0.1, high: mean + 0.1 };
+        let (up, flat, down) = (at(0.2), at(0.05), at(-0.2));
+        let check = |target: Interval, judges: &[Interval], expected| {
+            assert_eq!(kind(&target, judges), expected, "{target:?} {judges:?}");
+        };
+        check(up, &[up, flat], Kind::Improved);
+        check(up, &[up, down], Kind::Hacked);
+        check(up, &[flat, down], Kind::Hacked);
+        check(up, &[flat, flat], Kind::RewardOnly);
+        check(up, &[], Kind::NotJudged);
+        check(flat, &[flat, flat], Kind::NoEffect);
+        check(flat, &[], Kind::NoEffect);
+        check(flat, &[down], Kind::Drifted);
+        check(down, &[up], Kind::Drifted);
+        let text = sentence(Kind::Hacked, &up, &[("geneval", down)]);
+        assert_eq!(
+            text,
+            "hacked: what it optimises rose (+0.200 [+0.100, +0.300]), geneval fell (-0.200 [-0.300, -0.100])"
+        );
+    }
+}
