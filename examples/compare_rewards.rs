@@ -93,7 +93,7 @@ fn main() -> Result<()> {
         .run(Path::new("runs"), make, |_, _, _| Ok(()))?;
     finished.check()?;
 
-    let report = Report::of(&[finished.folder.clone()], &Options::default())?;
+    let report = Report::of(&[&finished.folder], &Options::default())?;
     report.verdicts().iter().for_each(|line| println!("{line}"));
     for file in report.write(&finished.folder.join("report"))? {
         println!("report  {}", file.display());

@@ -34,6 +34,8 @@
 //!    of the seed.
 //! 4. With one seed the interval is of prompts alone and says nothing of other seeds; with one prompt, the other way round.
 
+use std::fmt;
+
 use grpo::Seed;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
@@ -69,6 +71,16 @@ pub struct Interval {
     pub low: f64,
     /// The upper end.
     pub high: f64,
+}
+
+/// `+0.067 [+0.051, +0.083]`, with as many decimals as the width of the interval asks for.
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self.high - self.low;
+        // Two figures of the width, at least three decimals and at most six.
+        let decimals = if width > 0.0 { (1.0 - width.log10().floor()).clamp(3.0, 6.0) as usize } else { 3 };
+        write!(f, "{:+.decimals$} [{:+.decimals$}, {:+.decimals$}]", self.mean, self.low, self.high)
+    }
 }
 
 /// The interval of the mean of `rows` (`[P]`, each of the same `[S]` seeds) at `level`, such as 0.95; the same to the bit

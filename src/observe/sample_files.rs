@@ -113,18 +113,22 @@ impl Written<'_> {
         {
             save_png(&folder.join("panel.png"), &picture)?;
         }
+        let lines = groups.iter().enumerate().map(|(row, group)| self.lines(folder, row, group));
+        write(&folder.join("samples.jsonl"), lines.collect::<Result<String>>()?.as_bytes())
+    }
+
+    /// A line a sample of one group.
+    fn lines<P: Policy>(&self, folder: &Path, row: usize, group: &Group<P>) -> Result<String> {
         let mut lines = String::new();
-        for (row, group) in groups.iter().enumerate() {
-            for (at, draw) in group.draws().into_iter().enumerate() {
-                let Some(mut line) = self.scored(group, at, draw) else { continue };
-                line["advantage"] = json!(self.advantages.get(row).and_then(|row| row.get(at)));
-                if row.is_multiple_of(self.every) {
-                    add_sample(&mut line, folder, group, (at, draw))?;
-                }
-                lines.push_str(&format!("{line}\n"));
+        for (at, draw) in group.draws().into_iter().enumerate() {
+            let Some(mut line) = self.scored(group, at, draw) else { continue };
+            line["advantage"] = json!(self.advantages.get(row).and_then(|row| row.get(at)));
+            if row.is_multiple_of(self.every) {
+                add_sample(&mut line, folder, group, (at, draw))?;
             }
+            lines.push_str(&format!("{line}\n"));
         }
-        write(&folder.join("samples.jsonl"), lines.as_bytes())
+        Ok(lines)
     }
 
     /// The prompt with its columns, and what the rewards gave.

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use grpo::observe::{HeldOutReport, StepReport};
+use grpo::observe::StepReport;
 use grpo::{BoxError, Observer, Policy};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -105,15 +105,6 @@ impl<P: Policy> Observer<P> for Watch {
         self.at = now;
         if let Some(fault) = &report.fault {
             self.progress.say(&format!("{}: step {}: an update was skipped: {}", self.label, report.step, fault.why));
-        }
-        Ok(())
-    }
-
-    fn held_out(&mut self, report: &HeldOutReport<'_, P>) -> Result<(), BoxError> {
-        if report.metrics.get("alarm/hacking") == Some(&1.0) {
-            let step = report.step;
-            self.progress
-                .say(&format!("{}: step {step}: an optimised reward rose while a watched one fell", self.label));
         }
         Ok(())
     }

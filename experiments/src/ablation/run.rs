@@ -36,7 +36,7 @@ pub struct Failed {
 }
 
 /// What a caller's `make` gives: a trainer before its first step, and what its run is as TOML.
-pub type Made<P> = std::result::Result<(Trainer<P>, String), BoxError>;
+pub type Made<P> = Result<(Trainer<P>, String), BoxError>;
 
 impl Finished {
     /// An error that names the runs that failed, where there are any.
@@ -66,7 +66,7 @@ impl<A: Serialize + Sync> Ablation<A> {
         &self,
         root: &Path,
         make: impl Fn(&Cell<'_, A>) -> Made<P> + Sync,
-        done: impl Fn(&Cell<'_, A>, &RunFolder, &P) -> std::result::Result<(), BoxError> + Sync,
+        done: impl Fn(&Cell<'_, A>, &RunFolder, &P) -> Result<(), BoxError> + Sync,
     ) -> Result<Finished> {
         let plan = Plan::of(self)?;
         let folder = root.join(&self.name);
@@ -78,27 +78,19 @@ impl<A: Serialize + Sync> Ablation<A> {
         let open: Vec<&Cell<'_, A>> =
             cells.iter().filter(|cell| !cell.folder(&folder).join(FINISHED).exists()).collect();
         let progress = Arc::new(Progress::new(cells.len(), cells.len() - open.len()));
+        let work = Work { folder: &folder, make, done, progress };
         let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        let work = || {
+        let in_turn = || {
             while let Some(cell) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let clock = Instant::now();
-                let ran = cell.run(root, &self.name, &progress, (&make, &done));
-                let seconds = clock.elapsed().as_secs_f64();
-                match ran {
-                    Ok(()) => progress.end_run(&format!("{} {seconds:.0} s", cell.label())),
-                    Err(error) => {
-                        progress.end_run(&format!("{} FAILED: {error}", cell.label()));
-                        let failure = Failed { arm: cell.arm.name.clone(), seed: cell.seed, error: error.to_string() };
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
-                    }
-                }
+                let failure = work.on(cell);
+                failed.lock().unwrap_or_else(PoisonError::into_inner).extend(failure);
             }
         };
         std::thread::scope(|scope| {
-            (1..self.at_once.min(open.len())).for_each(|_| drop(scope.spawn(work)));
-            work();
+            (1..self.at_once.min(open.len())).for_each(|_| drop(scope.spawn(in_turn)));
+            in_turn();
         });
-        progress.close();
+        work.progress.close();
         let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(Finished { folder, failed })
     }
@@ -113,25 +105,54 @@ impl<A> Cell<'_, A> {
     fn folder(&self, ablation: &Path) -> PathBuf {
         ablation.join(&self.arm.name).join(self.seed.to_string())
     }
+}
 
-    fn run<P: Policy>(
-        &self,
-        root: &Path,
-        name: &str,
-        progress: &Arc<Progress>,
-        (make, done): (impl Fn(&Self) -> Made<P>, impl Fn(&Self, &RunFolder, &P) -> std::result::Result<(), BoxError>),
-    ) -> std::result::Result<(), BoxError> {
-        let root = root.join(name);
-        let folder = self.folder(&root);
+/// How each run is made.
+struct Work<'a, Make, Done> {
+    /// The ablation's.
+    folder: &'a Path,
+    make: Make,
+    done: Done,
+    progress: Arc<Progress>,
+}
+
+impl<Make, Done> Work<'_, Make, Done> {
+    /// Makes one run, tells of its end, and gives its failure.
+    fn on<A, P: Policy>(&self, cell: &Cell<'_, A>) -> Option<Failed>
+    where
+        Make: Fn(&Cell<'_, A>) -> Made<P>,
+        Done: Fn(&Cell<'_, A>, &RunFolder, &P) -> Result<(), BoxError>,
+    {
+        let clock = Instant::now();
+        let ran = self.run(cell);
+        let (label, seconds) = (cell.label(), clock.elapsed().as_secs_f64());
+        match ran {
+            Ok(()) => {
+                self.progress.end_run(&format!("{label} {seconds:.0} s"));
+                None
+            }
+            Err(error) => {
+                self.progress.end_run(&format!("{label} FAILED: {error}"));
+                Some(Failed { arm: cell.arm.name.clone(), seed: cell.seed, error: error.to_string() })
+            }
+        }
+    }
+
+    fn run<A, P: Policy>(&self, cell: &Cell<'_, A>) -> Result<(), BoxError>
+    where
+        Make: Fn(&Cell<'_, A>) -> Made<P>,
+        Done: Fn(&Cell<'_, A>, &RunFolder, &P) -> Result<(), BoxError>,
+    {
+        let folder = cell.folder(self.folder);
         let run = match folder.join("metrics.jsonl").exists() {
             true => RunFolder::open(&folder)?,
-            false => RunFolder::create(&root, &self.arm.name, self.seed)?,
+            false => RunFolder::create(self.folder, &cell.arm.name, cell.seed)?,
         };
-        let (trainer, config) = make(self)?;
-        let mut trainer =
-            trainer.record_quietly_in(&run, &config)?.observe(Watch::new(Arc::clone(progress), self.label()));
+        let (trainer, config) = (self.make)(cell)?;
+        let watch = Watch::new(Arc::clone(&self.progress), cell.label());
+        let mut trainer = trainer.record_quietly_in(&run, &config)?.observe(watch);
         trainer.run()?;
-        done(self, &run, trainer.policy())?;
+        (self.done)(cell, &run, trainer.policy())?;
         let mark = folder.join(FINISHED);
         Ok(write_whole(&mark, b"").map_err(|error| Error::file(&mark, error))?)
     }

@@ -77,7 +77,7 @@ impl Ablate {
         };
         let finished = ablation
             .run(&self.out, make, |_, run, policy| Ok(policy.save(&run.path().join("policy"), Precision::F32)?))?;
-        let report = Report::of(&[finished.folder.clone()], &Options::default())?;
+        let report = Report::of(&[&finished.folder], &Options::default())?;
         super::report::write(&report, &finished.folder.join("report"))?;
         Ok(finished.check()?)
     }

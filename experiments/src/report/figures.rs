@@ -67,15 +67,14 @@ fn effects(facts: &Facts) -> Vec<Figure> {
     let of = |name: &String| {
         let rise = bars(facts, |arm| arm.effects.get(name).and_then(|effect| Some((effect.rise?, effect.optimised))));
         let title = format!("{name}: rise since the start");
-        let caption = "* optimised by this arm".to_string();
         let rise = plots::intervals(&title, &rise).filter(|_| !rise.is_empty());
-        let rise = figure(Part::Effects, &format!("rise_{name}"), (title, caption.clone()), rise);
+        let rise = figure(Part::Effects, &format!("rise_{name}"), (title, String::new()), rise);
         let Some(baseline) = &facts.baseline else { return [rise, None] };
         let against =
             bars(facts, |arm| arm.effects.get(name).and_then(|effect| Some((effect.against?, effect.optimised))));
         let title = format!("{name}: difference from {baseline}");
         let against = plots::intervals(&title, &against).filter(|_| !against.is_empty());
-        [rise, figure(Part::Effects, &format!("against_{name}"), (title, caption), against)]
+        [rise, figure(Part::Effects, &format!("against_{name}"), (title, String::new()), against)]
     };
     facts.watched.iter().filter(|name| facts.judges.contains(name)).flat_map(of).flatten().collect()
 }

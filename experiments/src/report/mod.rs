@@ -22,7 +22,7 @@ use serde::Serialize;
 pub use compare::{ArmReport, Effect, Facts, Group};
 pub use figures::Figure;
 pub use training::{Cost, Training};
-pub use verdict::{Kind, Verdict};
+pub use verdict::{Evidence, Kind, Moved, Verdict};
 
 /// How a report is made.
 #[derive(Clone, Debug)]
@@ -66,8 +66,9 @@ impl Report {
     /// Of the runs in these folders: an ablation's, an arm's or a run's.
     ///
     /// An error where there is no whole run with held-out prompts. Runs that are not whole are left out and named.
-    pub fn of(folders: &[PathBuf], options: &Options) -> Result<Self> {
-        let found = record::find(folders)?;
+    pub fn of(folders: &[impl AsRef<Path>], options: &Options) -> Result<Self> {
+        let folders: Vec<&Path> = folders.iter().map(AsRef::as_ref).collect();
+        let found = record::find(&folders)?;
         let arms = arms::Arms::of(found, options)?;
         let facts = Facts::of(&arms, options);
         let figures = figures::all(&facts);
@@ -88,7 +89,7 @@ impl Report {
     /// A line an arm: its name and its verdict.
     pub fn verdicts(&self) -> Vec<String> {
         let width = self.facts.arms.iter().map(|arm| arm.name.len()).max().unwrap_or(0);
-        let line = |arm: &ArmReport| Some(format!("{:width$}  {}", arm.name, arm.verdict.as_ref()?.text));
+        let line = |arm: &ArmReport| Some(format!("{:width$}  {}", arm.name, arm.verdict.as_ref()?));
         self.facts.arms.iter().filter_map(line).collect()
     }
 

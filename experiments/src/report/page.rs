@@ -30,6 +30,8 @@ fn rendered(name: &str, template: &str, shown: &Shown<'_>) -> Result<String> {
     environment.add_filter("signed", signed);
     environment.add_filter("interval", interval);
     environment.add_filter("cell", |text: &str| text.replace('|', "\\|").replace('\n', " "));
+    environment.add_filter("words", |text: &str| text.replace('_', " "));
+    environment.add_filter("plain", |number: f64| (number as f32).to_string());
     environment.add_filter("inline", inline);
     environment.add_template(name, template).map_err(fault)?;
     let page = environment.get_template(name).and_then(|template| template.render(Serde(shown))).map_err(fault)?;
@@ -44,9 +46,9 @@ fn signed(value: Option<f64>, digits: Option<usize>) -> String {
     value.map_or("–".into(), |value| format!("{value:+.*}", digits.unwrap_or(3)))
 }
 
-/// `+0.067 [+0.051, +0.083]`, in bold where the interval does not hold 0 is the template's matter.
+/// A mean with its interval; marking what does not hold 0 is the template's matter.
 fn interval(value: Option<Serde<Interval>>) -> String {
-    value.map_or("–".into(), |Serde(of)| format!("{:+.3} [{:+.3}, {:+.3}]", of.mean, of.low, of.high))
+    value.map_or("–".into(), |Serde(of)| of.to_string())
 }
 
 /// A drawing as it stands in a page: sized by the page, and with its title for those who cannot see it.

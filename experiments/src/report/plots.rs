@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 /// Width of a chart in pixels: that of a narrow phone, so that its letters are not made smaller there.
 const WIDTH: u32 = 360;
-const LETTERS: i32 = 12;
+const LETTERS: i32 = 15;
 const INK: RGBColor = RGBColor(40, 40, 40);
 const FAINT: RGBColor = RGBColor(215, 215, 215);
 
@@ -61,7 +61,7 @@ pub(super) fn intervals(title: &str, bars: &[Bar]) -> Option<String> {
             .margin_right(16)
             .margin_top(4)
             .x_label_area_size(24)
-            .y_label_area_size((7 * longest + 12).clamp(40, 170))
+            .y_label_area_size((8 * longest + 12).clamp(40, 190))
             .build_cartesian_2d(low..high, -0.5..n - 0.5)?;
         let name = |at: &f64| {
             let at = (n - 1.0 - at).round();
@@ -205,7 +205,7 @@ fn drawn(height: u32, title: &str, draw: impl FnOnce(&DrawingArea<SVGBackend<'_>
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
         root.fill(&WHITE).ok()?;
-        let style = ("sans-serif", 14).into_font().color(&INK);
+        let style = ("sans-serif", 17).into_font().color(&INK);
         root.draw_text(title, &style, (8, 6)).ok()?;
         let (_, rest) = root.split_vertically(28);
         draw(&rest).ok()?;

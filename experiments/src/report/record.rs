@@ -32,8 +32,8 @@ pub(super) struct Run {
     /// The resolved configuration.
     pub(super) config: String,
     pub(super) meta: Meta,
-    /// Steps done, and the numbers of each.
-    pub(super) steps: Vec<(usize, Metrics)>,
+    /// The numbers of each step.
+    pub(super) steps: Vec<Metrics>,
     pub(super) evaluations: Vec<Evaluation>,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Judged {
 }
 
 /// Finds the runs in these folders; an error where there is none, or one of an arm and seed twice.
-pub(super) fn find(folders: &[PathBuf]) -> Result<Found> {
+pub(super) fn find(folders: &[&Path]) -> Result<Found> {
     let mut found = Found { plan: None, runs: Vec::new() };
     for folder in folders {
         if let Some(plan) = Plan::read(folder)? {
@@ -171,7 +171,7 @@ struct MetricsLine {
 }
 
 /// The run's steps, and its evaluations with the scores of their prompts.
-fn lines(run: &RunFolder) -> Result<(Vec<(usize, Metrics)>, Vec<Evaluation>)> {
+fn lines(run: &RunFolder) -> Result<(Vec<Metrics>, Vec<Evaluation>)> {
     let path = run.metrics();
     let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
     for line in read(&path)?.lines() {
@@ -179,7 +179,7 @@ fn lines(run: &RunFolder) -> Result<(Vec<(usize, Metrics)>, Vec<Evaluation>)> {
         let Ok(MetricsLine { step, kind, metrics }) = serde_json::from_str(line) else { continue };
         let metrics = metrics.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect();
         match kind.as_str() {
-            "step" => steps.push((step + 1, metrics)),
+            "step" => steps.push(metrics),
             "held_out" => {
                 let prompts = judged(&run.samples().join(format!("held_out-{step:05}")))?;
                 evaluations.push(Evaluation { step, metrics, prompts });

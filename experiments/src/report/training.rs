@@ -134,7 +134,7 @@ fn curve(arm: &ArmRuns, name: &str) -> Vec<Point> {
         let to = (from + width).min(n_steps);
         let of_run = |run: &Run| {
             let values: Vec<f64> =
-                run.steps.get(from..to)?.iter().filter_map(|(_, metrics)| metrics.get(name).copied()).collect();
+                run.steps.get(from..to)?.iter().filter_map(|metrics| metrics.get(name).copied()).collect();
             Spread::of(&values).map(|spread| spread.mean)
         };
         let spread = Spread::of(&arm.runs.iter().filter_map(of_run).collect::<Vec<_>>())?;
@@ -145,13 +145,13 @@ fn curve(arm: &ArmRuns, name: &str) -> Vec<Point> {
 
 /// The mean of a metric over a run's steps, from one of them on.
 fn mean_of(run: &Run, name: &str, from: usize) -> Option<f64> {
-    let values: Vec<f64> = run.steps.iter().skip(from).filter_map(|(_, metrics)| metrics.get(name).copied()).collect();
+    let values: Vec<f64> = run.steps.iter().skip(from).filter_map(|metrics| metrics.get(name).copied()).collect();
     Spread::of(&values).map(|spread| spread.mean)
 }
 
 /// Means over all steps of the metrics whose name has a short form.
 fn means(arm: &ArmRuns, short: impl Fn(&str) -> Option<&str>) -> BTreeMap<String, Spread> {
-    let names = arm.runs.iter().flat_map(|run| run.steps.iter().flat_map(|(_, metrics)| metrics.keys()));
+    let names = arm.runs.iter().flat_map(|run| run.steps.iter().flat_map(|metrics| metrics.keys()));
     let names: std::collections::BTreeSet<&String> = names.filter(|name| short(name).is_some()).collect();
     let spread = |name: &String| {
         let of_runs: Vec<f64> = arm.runs.iter().filter_map(|run| mean_of(run, name, 0)).collect();
@@ -182,17 +182,18 @@ fn with_evaluation(run: &Run, optimised: &BTreeMap<String, f32>, evaluation: &st
 fn n_samples(run: &Run) -> usize {
     let of_step =
         |metrics: &grpo::observe::Metrics| Some(metrics.get("throughput/images_per_s")? * metrics.get("time/step_s")?);
-    run.steps.iter().filter_map(|(_, metrics)| of_step(metrics)).map(|n| n.round() as usize).sum()
+    run.steps.iter().filter_map(of_step).map(|n| n.round() as usize).sum()
 }
 
 impl Cost {
     pub(super) fn of(arm: &ArmRuns) -> Self {
         let total = |name: &str| {
             let of_step = |metrics: &grpo::observe::Metrics| metrics.get(name).copied();
-            arm.runs.iter().flat_map(|run| run.steps.iter().filter_map(|(_, metrics)| of_step(metrics))).sum::<f64>()
+            arm.runs.iter().flat_map(|run| run.steps.iter().filter_map(of_step)).sum::<f64>()
         };
         let evaluations = arm.runs.iter().flat_map(|run| &run.evaluations);
-        let peaks = arm.runs.iter().flat_map(|run| run.steps.iter().filter_map(|(_, m)| m.get("memory/peak_gb")));
+        let peaks =
+            arm.runs.iter().flat_map(|run| run.steps.iter().filter_map(|metrics| metrics.get("memory/peak_gb")));
         let train_s = total("time/step_s");
         let n_samples: usize = arm.runs.iter().map(n_samples).sum();
         Self {

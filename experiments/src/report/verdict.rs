@@ -1,6 +1,7 @@
 //! What an arm did, in a word: it improved what it never saw, or hacked it, or nothing.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Serialize;
 
@@ -10,10 +11,55 @@ use crate::intervals::{Interval, bootstrap};
 /// What an arm did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
-    /// In a word.
+    /// For programs.
     pub kind: Kind,
-    /// In a sentence, with the numbers it rests on.
-    pub text: String,
+    /// In a word.
+    pub label: &'static str,
+    /// What it rests on: first what the arm optimises, then each judge that it does not.
+    pub evidence: Vec<Evidence>,
+}
+
+/// What became of a reward, at the level at which all of an arm's intervals hold together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evidence {
+    /// The reward.
+    pub name: String,
+    /// Which way it went.
+    pub moved: Moved,
+    /// Its rise.
+    pub rise: Interval,
+}
+
+/// Which way a reward went: up or down where its interval does not hold 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moved {
+    /// Up.
+    Rose,
+    /// Down.
+    Fell,
+    /// Neither is shown.
+    DidNotMove,
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rose => "rose",
+            Self::Fell => "fell",
+            Self::DidNotMove => "did not move",
+        })
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.label)?;
+        for (at, Evidence { name, moved, rise }) in self.evidence.iter().enumerate() {
+            write!(f, "{} {name} {moved} ({rise})", if at == 0 { ":" } else { "," })?;
+        }
+        Ok(())
+    }
 }
 
 /// The kinds of verdicts; "rose" and "fell" are intervals that do not hold 0.
@@ -60,7 +106,20 @@ pub(super) fn of(side: &Side<'_>, optimised: &BTreeMap<String, f32>, judges: &[S
     let judged: Vec<(&str, Interval)> =
         judges.iter().filter_map(|name| Some((name.as_str(), interval(&of_reward(name))?))).collect();
     let kind = kind(&target, &judged.iter().map(|(_, interval)| *interval).collect::<Vec<_>>());
-    Some(Verdict { kind, text: sentence(kind, &target, &judged) })
+    let of = |(name, rise): (&str, Interval)| Evidence { name: name.into(), moved: moved(&rise), rise };
+    let evidence = std::iter::once((TARGET, target)).chain(judged).map(of).collect();
+    Some(Verdict { kind, label: kind.label(), evidence })
+}
+
+/// What the weighted sum of an arm's rewards is called.
+const TARGET: &str = "what it optimises";
+
+fn moved(rise: &Interval) -> Moved {
+    match (rise.low > 0.0, rise.high < 0.0) {
+        (true, _) => Moved::Rose,
+        (_, true) => Moved::Fell,
+        _ => Moved::DidNotMove,
+    }
 }
 
 fn kind(target: &Interval, judges: &[Interval]) -> Kind {
@@ -74,20 +133,6 @@ fn kind(target: &Interval, judges: &[Interval]) -> Kind {
         (false, _) if fell || rose => Kind::Drifted,
         (false, _) => Kind::NoEffect,
     }
-}
-
-fn sentence(kind: Kind, target: &Interval, judged: &[(&str, Interval)]) -> String {
-    let moved = |interval: &Interval| {
-        let word = match (interval.low > 0.0, interval.high < 0.0) {
-            (true, _) => "rose",
-            (_, true) => "fell",
-            _ => "did not move",
-        };
-        format!("{word} ({:+.3} [{:+.3}, {:+.3}])", interval.mean, interval.low, interval.high)
-    };
-    let mut parts = vec![format!("what it optimises {}", moved(target))];
-    parts.extend(judged.iter().map(|(name, interval)| format!("{name} {}", moved(interval))));
-    format!("{}: {}", kind.label(), parts.join(", "))
 }
 
 #[cfg(test)]
@@ -110,10 +155,16 @@ mod tests {
         check(flat, &[], Kind::NoEffect);
         check(flat, &[down], Kind::Drifted);
         check(down, &[up], Kind::Drifted);
-        let text = sentence(Kind::Hacked, &up, &[("geneval", down)]);
+        let evidence = [("what it optimises", up), ("geneval", down), ("hps", flat)].map(|(name, rise)| Evidence {
+            name: name.into(),
+            moved: moved(&rise),
+            rise,
+        });
+        let verdict = Verdict { kind: Kind::Hacked, label: Kind::Hacked.label(), evidence: evidence.into() };
         assert_eq!(
-            text,
-            "hacked: what it optimises rose (+0.200 [+0.100, +0.300]), geneval fell (-0.200 [-0.300, -0.100])"
+            verdict.to_string(),
+            "hacked: what it optimises rose (+0.200 [+0.100, +0.300]), geneval fell (-0.200 [-0.300, -0.100]), hps did not \
+             move (+0.050 [-0.050, +0.150])"
         );
     }
 }
