@@ -54,11 +54,11 @@ fn prompts(name: &str, n: usize) -> Vec<Prompt> {
 }
 
 fn make(cell: &Cell<'_, Optimises>, rate: f32) -> Result<(Trainer<ToyPolicy>, String), BoxError> {
-    let mut config = TrainConfig { seed: cell.seed, n_steps: 12, ..Default::default() };
+    let mut config = TrainConfig { seed: cell.seed, n_steps: 24, ..Default::default() };
     config.rollout.prompts_per_step = 4;
     config.optim.lr = f64::from(rate);
     config.objective.kl_weight = 0.0;
-    config.log.held_out_every = 4;
+    config.log.held_out_every = 8;
     config.log.checkpoint_every = 3;
     let rollout = GroupSampler::new(cell.arm.setting.rewards()?, config.rollout.group_size, 64);
     let watched = RewardSet::new().with(letter('a'), 1.0)?.with(letter('b'), 1.0)?.with(chance(), 1.0)?;
@@ -123,9 +123,9 @@ fn a_report_tells_a_better_policy_from_a_hacked_reward_and_both_from_chance() {
     let means: f64 = facts.arm("b").unwrap().groups.iter().map(|group| group.effect.rise.unwrap().mean / 2.0).sum();
     assert!((means - effect("b", "letter_b").rise.unwrap().mean).abs() < 1e-12, "kinds of equal size");
     let training = &facts.arm("b").unwrap().training;
-    assert_eq!(training.held_out["letter_b"].iter().map(|point| point.step).collect::<Vec<_>>(), [0, 4, 8, 12]);
+    assert_eq!(training.held_out["letter_b"].iter().map(|point| point.step).collect::<Vec<_>>(), [0, 8, 16, 24]);
     assert!(training.with_evaluation.unwrap().mean > 0.999, "it optimises the evaluation");
-    assert_eq!(training.n_samples, 3 * 12 * 4 * 8);
+    assert_eq!(training.n_samples, 3 * 24 * 4 * 8);
     assert_eq!(training.shares["letter_b"].mean, 1.0);
 }
 
@@ -222,7 +222,7 @@ fn what_cannot_be_compared_is_said() {
     assert!(with(|options| options.baseline = Some("x".into())).contains("--baseline x: there are a"));
     assert!(with(|options| options.evaluation = Some("x".into())).contains("there are letter_a, letter_b, chance"));
     assert!(error(&[&whole, &whole.join("a")], &usual).contains("has seed 0"));
-    let samples = whole.join("a/1/samples/held_out-00012/samples.jsonl");
+    let samples = whole.join("a/1/samples/held_out-00024/samples.jsonl");
     std::fs::write(&samples, "{\"prompt\": 3}\n").unwrap();
     let said = error(&[&whole], &usual);
     assert!(said.contains("samples.jsonl") && said.contains("line 1"), "{said}");

@@ -180,8 +180,8 @@ mod tests {
 
     use super::*;
 
-    fn ablation(arms: &[(&str, f32)], seeds: &[u64]) -> Ablation<serde_json::Value> {
-        let add = |ablation: Ablation<Value>, (name, weight): &(&str, f32)| {
+    fn ablation(arms: &[(&str, f64)], seeds: &[u64]) -> Ablation<serde_json::Value> {
+        let add = |ablation: Ablation<Value>, (name, weight): &(&str, f64)| {
             ablation.arm(*name, json!({"rewards": [{"clip": {"weight": weight}}]}))
         };
         arms.iter().fold(Ablation::new("a", seeds.iter().copied()), add)
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn arms_and_seeds_may_be_added_and_not_changed() {
         let folder = tempfile::tempdir().unwrap();
-        let join = |arms: &[(&str, f32)], seeds: &[u64]| {
+        let join = |arms: &[(&str, f64)], seeds: &[u64]| {
             Plan::of(&ablation(arms, seeds)).unwrap().join(folder.path()).map_err(|error| error.to_string())
         };
         join(&[("a", 0.1), ("b", 1.0)], &[0, 1]).unwrap();

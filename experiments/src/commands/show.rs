@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{ConfigArgs, print};
-use crate::config::{self, PretrainFile, SftFile, TokenizerFile, TrainFile};
+use crate::config::{self, AblationFile, PretrainFile, SftFile, TokenizerFile, TrainFile};
 use crate::failure::{Failure, Outcome};
 
 /// Print a configuration of any stage with every default filled in; the same text is kept in the run's folder.
@@ -20,11 +20,17 @@ pub struct Show {
 }
 
 /// What a file is of, told by the tables that only such a file has.
-const KINDS: [(&str, Kind); 4] =
-    [("rewards", Kind::Train), ("cosmos", Kind::Tokenizer), ("decoder", Kind::Pretrain), ("stage", Kind::Sft)];
+const KINDS: [(&str, Kind); 5] = [
+    ("arms", Kind::Ablation),
+    ("rewards", Kind::Train),
+    ("cosmos", Kind::Tokenizer),
+    ("decoder", Kind::Pretrain),
+    ("stage", Kind::Sft),
+];
 
 #[derive(Clone, Copy)]
 enum Kind {
+    Ablation,
     Train,
     Tokenizer,
     Pretrain,
@@ -39,6 +45,10 @@ impl Show {
         let table: toml::Table = config::read(path, &[])?;
         let kind = KINDS.iter().find(|(key, _)| table.contains_key(*key)).map_or(Kind::Tokens, |(_, kind)| *kind);
         match kind {
+            Kind::Ablation => {
+                let file = AblationFile::read(path, &self.config.changes, false)?;
+                self.print(&file.resolved()?)
+            }
             Kind::Train => self.show(|file: &TrainFile| {
                 file.train_config().check()?;
                 file.law.check_trainable()
@@ -62,10 +72,14 @@ impl Show {
     fn show<T: DeserializeOwned + Serialize>(&self, check: impl FnOnce(&T) -> grpo::Result<()>) -> Outcome<()> {
         let file: T = config::read(&self.config.config, &self.config.changes)?;
         check(&file)?;
+        self.print(&file)
+    }
+
+    fn print(&self, file: &impl Serialize) -> Outcome<()> {
         let ours = |error: anyhow::Error| Failure::from(error);
         let text = match self.json {
-            true => serde_json::to_string(&file).map_err(|error| ours(error.into()))?,
-            false => toml::to_string(&file).map_err(|error| ours(error.into()))?,
+            true => serde_json::to_string(file).map_err(|error| ours(error.into()))?,
+            false => toml::to_string(file).map_err(|error| ours(error.into()))?,
         };
         print(text.trim_end())
     }

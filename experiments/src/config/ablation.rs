@@ -109,6 +109,20 @@ impl AblationFile {
         Ok((arms, judges))
     }
 
+    /// The ablation with every arm's whole configuration, whose seed is the first.
+    pub fn resolved(&self) -> Outcome<Resolved> {
+        let (arms, judges) = self.runs()?;
+        let seed = self.seeds.first().copied().unwrap_or_default();
+        Ok(Resolved {
+            name: self.name.clone(),
+            seeds: self.seeds.clone(),
+            baseline: self.baseline.clone(),
+            evaluation: self.evaluation.clone(),
+            judges,
+            arms: arms.into_iter().map(|arm| arm.file.under(seed)).collect(),
+        })
+    }
+
     fn base(&self) -> Outcome<TrainFile> {
         let mut base = self.base.clone();
         for key in ["name", "seed"] {
@@ -121,6 +135,19 @@ impl AblationFile {
         base.entry("rewards").or_insert_with(|| toml::Value::Array(Vec::new()));
         parsed("base", base)
     }
+}
+
+/// An ablation as it is shown.
+#[derive(Serialize)]
+pub struct Resolved {
+    name: String,
+    seeds: Vec<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    baseline: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evaluation: Option<String>,
+    judges: Vec<String>,
+    arms: Vec<TrainFile>,
 }
 
 /// Adds what is optimised to what is watched; two rewards of one name are refused.
@@ -157,7 +184,8 @@ impl ArmFile {
 }
 
 fn parsed(what: &str, table: toml::Table) -> Outcome<TrainFile> {
-    TrainFile::deserialize(table).map_err(|error| Failure::user(format!("{what}: {}", error.to_string().trim_end())))
+    TrainFile::deserialize(table)
+        .map_err(|error| Failure::user(format!("{what}: {}", error.to_string().trim_end().replace('\n', " "))))
 }
 
 /// Puts changes into a table: inner tables are merged key by key. Where one key stands for one of several kinds (a schedule,

@@ -124,7 +124,7 @@ impl RewardSource {
             Self::Geneval(_) => "geneval",
             Self::Brightness(_) => "brightness",
             Self::Random(_) => "random",
-            Self::Compressibility(_) => "compressibility",
+            Self::Compressibility(_) => "jpeg_compressibility",
             Self::Given(given) => &given.name,
             Self::Joined(joined) => &joined.name,
         }

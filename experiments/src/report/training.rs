@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use grpo::observe::Metrics;
 use serde::Serialize;
 
 use super::arms::{ArmRuns, Arms};
@@ -180,15 +181,19 @@ fn with_evaluation(run: &Run, optimised: &BTreeMap<String, f32>, evaluation: &st
 
 /// Samples that a run drew for training.
 fn n_samples(run: &Run) -> usize {
-    let of_step =
-        |metrics: &grpo::observe::Metrics| Some(metrics.get("throughput/images_per_s")? * metrics.get("time/step_s")?);
-    run.steps.iter().filter_map(of_step).map(|n| n.round() as usize).sum()
+    let mut n_choices = 0.0;
+    let of_step = |metrics: &Metrics| {
+        let so_far = *metrics.get("num_choices")?;
+        let new = so_far - std::mem::replace(&mut n_choices, so_far);
+        Some((new / metrics.get("completions/mean_length")?).round() as usize)
+    };
+    run.steps.iter().filter_map(of_step).sum()
 }
 
 impl Cost {
     pub(super) fn of(arm: &ArmRuns) -> Self {
         let total = |name: &str| {
-            let of_step = |metrics: &grpo::observe::Metrics| metrics.get(name).copied();
+            let of_step = |metrics: &Metrics| metrics.get(name).copied();
             arm.runs.iter().flat_map(|run| run.steps.iter().filter_map(of_step)).sum::<f64>()
         };
         let evaluations = arm.runs.iter().flat_map(|run| &run.evaluations);
