@@ -79,9 +79,12 @@ fn main() -> Result<()> {
         let watched = RewardSet::new().with(ClipReward::tiny()?, 1.0)?.with(geneval, 1.0)?.with(Redness, 1.0)?;
 
         let rollout = GroupSampler::new(cell.arm.setting.rewards()?, config.rollout.group_size, 64);
-        let trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts)?
-            .hold_out(held_out, watched, GroupSize::new(4)?)
-            .draw_held_out_from(held_out_seed().fold(cell.seed));
+        let trainer = Trainer::new(config, policy, Some(reference), Box::new(rollout), prompts)?.hold_out_from(
+            held_out,
+            watched,
+            GroupSize::new(4)?,
+            held_out_seed().fold(cell.seed),
+        );
         Ok((trainer, config.to_toml()?))
     };
     let finished = Ablation::new("compare_rewards", [0, 1, 2])

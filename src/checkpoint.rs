@@ -73,7 +73,7 @@ impl Checkpoints {
         let manifest = Manifest { step, state: state.clone(), files };
         let text =
             serde_json::to_vec_pretty(&manifest).map_err(|error| Error::checkpoint(&partial, error.to_string()))?;
-        write_whole(&partial.join(MANIFEST), &text).map_err(at)?;
+        write_whole(&partial.join(MANIFEST), &text)?;
         if target.exists() {
             fs::remove_dir_all(&target).map_err(at)?;
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::advantage::mean;
 use crate::metrics::diversity;
 use crate::observe::Metrics;
-use crate::{Group, GroupSampler, IndexedPrompt, Policy, Prompt, Result, Rollout, Seed};
+use crate::{Error, Group, GroupSampler, IndexedPrompt, Policy, Prompt, Result, Rollout, Seed};
 
 /// What the rewards gave on average for each prompt.
 ///
@@ -19,6 +19,9 @@ pub(crate) struct PromptMeans {
     prompts: Vec<String>,
     /// Samples of each prompt.
     group_size: usize,
+    /// The node that they are drawn from.
+    #[serde(default = "held_out_seed")]
+    seed: Seed,
     /// By reward; `None` for a prompt that the reward does not apply to.
     rewards: BTreeMap<String, Vec<Option<f32>>>,
 }
@@ -40,12 +43,18 @@ pub(crate) struct Evaluation<P: Policy> {
 }
 
 impl<P: Policy> HeldOut<P> {
-    pub(crate) fn new(prompts: Vec<Prompt>, sampler: GroupSampler<P::Sample>) -> Self {
-        Self { prompts, sampler, seed: held_out_seed() }
+    pub(crate) fn new(prompts: Vec<Prompt>, sampler: GroupSampler<P::Sample>, seed: Seed) -> Self {
+        Self { prompts, sampler, seed }
     }
 
-    pub(crate) fn drawn_from(self, seed: Seed) -> Self {
-        Self { seed, ..self }
+    pub(crate) fn seed(&self) -> Seed {
+        self.seed
+    }
+
+    /// All that has a say in each reward.
+    pub(crate) fn sources(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let sources = Rollout::<P>::reward_sources(&self.sampler).into_iter().map(BTreeSet::from_iter);
+        self.reward_names().into_iter().zip(sources).collect()
     }
 
     /// Texts of held-out prompts that these have as well.
@@ -64,7 +73,7 @@ impl<P: Policy> HeldOut<P> {
         let prompts: Vec<IndexedPrompt<'_>> = self.prompts.iter().enumerate().collect();
         let groups = self.sampler.collect(policy, &prompts, self.seed)?;
         let reward_names = self.reward_names();
-        let means = PromptMeans::of(&groups, &reward_names);
+        let means = PromptMeans::of(&groups, &reward_names, self.seed);
         let diversity = diversity(&groups);
         Ok(Evaluation { groups, reward_names, means, diversity, seconds: clock.elapsed().as_secs_f64() })
     }
@@ -77,7 +86,7 @@ pub fn held_out_seed() -> Seed {
 }
 
 impl PromptMeans {
-    fn of<P: Policy>(groups: &[Group<P>], names: &[String]) -> Self {
+    fn of<P: Policy>(groups: &[Group<P>], names: &[String], seed: Seed) -> Self {
         let of_reward = |column: usize| {
             let scores = groups.iter().map(|group| group.scores_of(column));
             scores.map(|scores| (!scores.is_empty()).then(|| mean(&scores) as f32)).collect()
@@ -86,7 +95,19 @@ impl PromptMeans {
             prompts: groups.iter().map(|group| group.prompt.text.clone()).collect(),
             // Also where the rewards could not judge every sample.
             group_size: groups.first().map_or(0, |group| group.completions.len() + group.excluded.len()),
+            seed,
             rewards: names.iter().enumerate().map(|(column, name)| (name.clone(), of_reward(column))).collect(),
+        }
+    }
+
+    /// An error where a run is gone on with on other draws than it began with.
+    pub(crate) fn check_draws(&self, seed: Seed) -> Result<()> {
+        match self.seed == seed {
+            true => Ok(()),
+            false => Err(Error::config(
+                "the checkpoint's held-out samples are of other draws; go on with the run by the command that began it, such \
+                 as grpo ablate",
+            )),
         }
     }
 
@@ -165,7 +186,12 @@ mod tests {
 
     fn means(prompts: &[&str], values: &[Option<f32>]) -> PromptMeans {
         let rewards = BTreeMap::from([("r".to_string(), values.to_vec())]);
-        PromptMeans { prompts: prompts.iter().map(ToString::to_string).collect(), group_size: 4, rewards }
+        PromptMeans {
+            prompts: prompts.iter().map(ToString::to_string).collect(),
+            group_size: 4,
+            seed: held_out_seed(),
+            rewards,
+        }
     }
 
     fn near(metrics: &Metrics, name: &str, expected: f64) {

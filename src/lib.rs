@@ -81,7 +81,7 @@ pub use panel::{before_after, gallery, panel};
 pub use policy::{Completion, LogProbs, LossGradient, Params, Policy, Request, Sample, Scoring};
 pub use prompt::Prompt;
 pub use reward::{
-    Apart, Change, Changed, Failed, FailedScores, Gated, Joined, Joining, Reward, RewardFn, RewardSet, Scores,
+    Apart, Change, Changed, Failed, FailedScores, Gated, Joined, Joining, Mixed, Reward, RewardFn, RewardSet, Scores,
     reward_fn,
 };
 pub use rollout::{Excluded, Group, GroupSampler, GroupSize, IndexedPrompt, OverlappedSampler, Rollout};

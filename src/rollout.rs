@@ -153,9 +153,9 @@ pub trait Rollout<P: Policy> {
     /// The rewards' weights, in the order of the names.
     fn reward_weights(&self) -> Vec<f32>;
 
-    /// The names of all that has a say in the rewards: those of [`Rollout::reward_names`], their gates and their parts.
-    fn reward_sources(&self) -> Vec<String> {
-        self.reward_names()
+    /// The names of all that has a say in each reward, itself, its gate and its parts, in the order of the names.
+    fn reward_sources(&self) -> Vec<Vec<String>> {
+        self.reward_names().into_iter().map(|name| vec![name]).collect()
     }
 
     /// Seconds that the last `collect` spent in each of its phases, by name.
@@ -337,7 +337,7 @@ impl<P: Policy> Rollout<P> for GroupSampler<P::Sample> {
         self.plan.rewards.weights()
     }
 
-    fn reward_sources(&self) -> Vec<String> {
+    fn reward_sources(&self) -> Vec<Vec<String>> {
         self.plan.rewards.sources()
     }
 
@@ -389,7 +389,7 @@ impl<P: Policy> Rollout<P> for OverlappedSampler<P::Sample> {
         self.plan.rewards.weights()
     }
 
-    fn reward_sources(&self) -> Vec<String> {
+    fn reward_sources(&self) -> Vec<Vec<String>> {
         self.plan.rewards.sources()
     }
 

@@ -25,6 +25,9 @@ pub struct RunRewards {
     pub sources: BTreeSet<String>,
     /// What is scored on held-out prompts, in the order of the columns.
     pub held_out: Vec<String>,
+    /// All that has a say in each of those, gates and joined parts among it.
+    #[serde(default)]
+    pub held_out_sources: BTreeMap<String, BTreeSet<String>>,
     /// Texts of held-out prompts that are trained on as well: their rises are no evidence for other prompts.
     pub trained_on: BTreeSet<String>,
 }
@@ -109,7 +112,7 @@ impl RunFolder {
     pub fn name_rewards(&self, rewards: &RunRewards) -> Result<()> {
         let path = self.path.join(REWARDS);
         let text = serde_json::to_string_pretty(rewards).map_err(|error| Error::file(&path, error))?;
-        write(&path, &format!("{text}\n"))
+        write_whole(&path, format!("{text}\n").as_bytes())
     }
 
     /// What [`RunFolder::name_rewards`] wrote.
@@ -121,13 +124,18 @@ impl RunFolder {
 
     /// Writes the resolved configuration and where it ran.
     pub fn describe(&self, config_toml: &str, seed: u64) -> Result<()> {
-        write(&self.path.join("config.toml"), config_toml)?;
-        write(&self.path.join("meta.json"), &format!("{:#}\n", meta(seed)))
+        write_whole(&self.path.join("config.toml"), config_toml.as_bytes())?;
+        let path = self.path.join("meta.json");
+        let mut now = meta(seed);
+        // A run that was gone on with was made by several processes.
+        if let Some(mut before) = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()) {
+            let mut earlier =
+                before.get_mut("earlier").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
+            earlier.push(before);
+            now["earlier"] = Value::Array(earlier);
+        }
+        write_whole(&path, format!("{now:#}\n").as_bytes())
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    write_whole(path, text.as_bytes()).map_err(|error| Error::file(path, error))
 }
 
 fn meta(seed: u64) -> Value {

@@ -15,7 +15,7 @@ use crate::progress::{Progress, State};
 use crate::update::Update;
 use crate::{
     AdamW, BoxError, Error, Excluded, FailedScores, Group, GroupSampler, GroupSize, Policy, Prompt, Result, RewardSet,
-    Rollout, RunFolder, RunRewards, Seed, TrainConfig, combined_advantages, self_check,
+    Rollout, RunFolder, RunRewards, Seed, TrainConfig, combined_advantages, held_out_seed, self_check,
 };
 
 /// Trains a policy with GRPO.
@@ -80,20 +80,25 @@ impl<P: Policy> Trainer<P> {
         })
     }
 
-    /// Scores `group_size` samples of each of these prompts before, during and after training, with fixed seeds.
+    /// Scores `group_size` samples of each of these prompts before, during and after training, on draws that all runs share.
     #[must_use]
-    pub fn hold_out(mut self, prompts: Vec<Prompt>, rewards: RewardSet<P::Sample>, group_size: GroupSize) -> Self {
-        let rollout = &self.config.rollout;
-        let sampler = GroupSampler::new(rewards, group_size, rollout.rows_per_call).on_failed(rollout.failed_scores);
-        self.held_out = Some(HeldOut::new(prompts, sampler));
-        self
+    pub fn hold_out(self, prompts: Vec<Prompt>, rewards: RewardSet<P::Sample>, group_size: GroupSize) -> Self {
+        self.hold_out_from(prompts, rewards, group_size, held_out_seed())
     }
 
-    /// Draws the held-out samples from this node and not from [`held_out_seed`](crate::held_out_seed): runs of other seeds
-    /// are then evaluated on draws of their own, and their mean is a better one. Call it after [`Trainer::hold_out`].
+    /// As [`Trainer::hold_out`], with samples drawn from this node: runs of one seed share it and other seeds have others,
+    /// so that a mean over seeds is one over draws as well.
     #[must_use]
-    pub fn draw_held_out_from(mut self, seed: Seed) -> Self {
-        self.held_out = self.held_out.map(|held_out| held_out.drawn_from(seed));
+    pub fn hold_out_from(
+        mut self,
+        prompts: Vec<Prompt>,
+        rewards: RewardSet<P::Sample>,
+        group_size: GroupSize,
+        seed: Seed,
+    ) -> Self {
+        let rollout = &self.config.rollout;
+        let sampler = GroupSampler::new(rewards, group_size, rollout.rows_per_call).on_failed(rollout.failed_scores);
+        self.held_out = Some(HeldOut::new(prompts, sampler, seed));
         self
     }
 
@@ -142,18 +147,20 @@ impl<P: Policy> Trainer<P> {
             &self.rollout.reward_names(),
             &held_out,
         )?;
-        // The board shows first and last samples side by side, which it reads from the files written before it.
+        // A line of an evaluation says that its samples are there, and the board shows first and last ones side by side:
+        // both come after the files.
         Ok(self
-            .observe(JsonLines::create(run, first_step)?)
             .observe(SampleFiles::create(run, log.panel_groups).held_out_pictures(log.held_out_pictures))
+            .observe(JsonLines::create(run, first_step)?)
             .observe(board))
     }
 
     fn rewards_of_run(&self) -> RunRewards {
         RunRewards {
             optimised: self.rollout.reward_names().into_iter().zip(self.rollout.reward_weights()).collect(),
-            sources: self.rollout.reward_sources().into_iter().collect(),
+            sources: self.rollout.reward_sources().into_iter().flatten().collect(),
             held_out: self.held_out.as_ref().map(HeldOut::reward_names).unwrap_or_default(),
+            held_out_sources: self.held_out.as_ref().map(HeldOut::sources).unwrap_or_default(),
             trained_on: self.held_out.as_ref().map(|held_out| held_out.among(&self.prompts)).unwrap_or_default(),
         }
     }
@@ -162,6 +169,9 @@ impl<P: Policy> Trainer<P> {
     pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let theirs: State = checkpoint.state()?;
         theirs.check_same_run(&self.state()?)?;
+        if let (Some(start), Some(held_out)) = (&theirs.progress.held_out_start, &self.held_out) {
+            start.check_draws(held_out.seed())?;
+        }
         checkpoint.restore(&mut self.optimizer)?;
         if let Some(reference) = self.moving_reference() {
             checkpoint.restore_reference(&reference.params())?;

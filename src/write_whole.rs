@@ -1,30 +1,35 @@
 //! Files that are whole or not there, whenever the process or the machine stops.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
+
+use crate::{Error, Result};
 
 /// Writes a file so that, after a crash, it is the new one or the one before: under another name beside it, synced, renamed.
 ///
-/// The error is the system's; what was half written is removed, so that it fills no full disk.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Where that fails, what was half written is removed, so that it fills no full disk.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = Path::new(&partial);
-    let write = || {
+    let write = || -> std::io::Result<()> {
         let mut file = File::create(partial)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(partial, path)
     };
-    write().inspect_err(|_| {
+    let synced = write().and_then(|()| {
+        // The name itself is on disk once its folder is; a system that opens no folders has other means.
+        match path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder }) {
+            Some(folder) => File::open(folder).map_or(Ok(()), |folder| folder.sync_all()),
+            None => Ok(()),
+        }
+    });
+    synced.map_err(|error| {
         fs::remove_file(partial).ok();
-    })?;
-    // The name itself is on disk once its folder is; a system that opens no folders has other means.
-    match path.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder }) {
-        Some(folder) => File::open(folder).map_or(Ok(()), |folder| folder.sync_all()),
-        None => Ok(()),
-    }
+        Error::file(path, error)
+    })
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@
 //! names in TOML files for parts; `examples/compare_rewards.rs` uses them with rewards of its own.
 
 pub mod ablation;
-pub mod intervals;
+mod intervals;
 pub mod report;
 
 pub use ablation::{Ablation, Arm, Cell};
+pub use intervals::Interval;
 pub use report::Report;

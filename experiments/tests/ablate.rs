@@ -6,7 +6,6 @@ mod said;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use grpo::Seed;
 use said::{Said, grpo};
@@ -58,6 +57,12 @@ fn run(folder: &Path, line: &str) -> Said {
     said
 }
 
+/// Files in a folder and those below it.
+fn files(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.map(|path| if path.is_dir() { files(&path) } else { 1 }).sum()
+}
+
 /// Everything in the report but its pictures of curves, which hold the same numbers.
 fn report(folder: &Path) -> Vec<String> {
     run(folder, "report runs/small --without-times --out report");
@@ -70,22 +75,28 @@ fn report(folder: &Path) -> Vec<String> {
 fn an_ablation_killed_at_random_moments_ends_with_the_same_report() {
     let [whole, broken] = [folder(), folder()];
     run(whole.path(), LINE);
+    // Whenever so many files are there, which is any moment: while samples, a checkpoint or the plan are written.
+    let n_files = files(&whole.path().join("runs"));
     let mut draws = Seed::new(8).draws();
-    let mut n_killed = 0;
-    for _ in 0..6 {
+    let mut moments: Vec<usize> = (0..6).map(|_| 1 + draws.below(n_files * 9 / 10)).collect();
+    moments.sort_unstable();
+    for moment in moments {
         let mut command = Command::new(env!("CARGO_BIN_EXE_grpo"));
         command.args(LINE.split_whitespace()).current_dir(broken.path()).stderr(Stdio::null()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(100 + draws.below(900) as u64));
+        while files(&broken.path().join("runs")) < moment && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
         child.kill().ok();
-        n_killed += u32::from(!child.wait().unwrap().success());
+        assert!(!child.wait().unwrap().success(), "it was over before {moment} of {n_files} files");
     }
-    assert!(n_killed >= 2, "it was over before it could be killed: {n_killed}");
     let said = run(broken.path(), LINE);
     assert!(said.err.contains("4 runs of 2 arms (dark, random), 16 steps"), "{}", said.err);
     let (whole, broken) = (report(whole.path()), report(broken.path()));
     assert!(whole == broken, "{}\n\n{}", whole[1], broken[1]);
-    for part in ["dark/0", "## Rewards on held-out prompts", "difference from dark", "| no RL |", "brightness × -1"] {
+    for part in
+        ["dark/0", "## Rewards on held-out prompts", "difference from dark", "| no RL |", "its own -1 × brightness"]
+    {
         assert!(whole[1].contains(part), "no `{part}` in {}", whole[1]);
     }
 }
@@ -107,9 +118,14 @@ fn arms_are_changes_of_one_base_and_watch_the_same() {
     assert_eq!(random["objective"]["advantage"], dark["objective"]["advantage"], "the rest of a section stays");
     assert_eq!((dark["name"].as_str(), dark["seed"].as_integer()), (Some("dark"), Some(3)));
     // The report judges by what the base watches.
+    // A further arm with a reward of its own changes no other, and one arm may be run without the baseline.
+    let more = ABLATION.replace("[quick]", "[[arms]]\nname = \"small-files\"\nrewards = [{ clip = {} }]\n[quick]");
+    std::fs::write(folder.path().join("small.toml"), more).unwrap();
+    let said = run(folder.path(), &format!("{LINE} --set seeds=[3] --set base.n_steps=1 --arm small-files"));
+    assert!(said.err.contains("1 runs of 1 arms (small-files)") && said.err.contains("dark  "), "{}", said.err);
     let said = run(folder.path(), "report runs/small/dark runs/small/random --judge geneval --json --out r");
     let facts: serde_json::Value = serde_json::from_str(&said.out).unwrap();
-    assert_eq!((&facts["judges"][0], &facts["baseline"]), (&"geneval".into(), &serde_json::Value::Null));
+    assert_eq!((&facts["judges"][0], &facts["baseline"]), (&"geneval".into(), &"dark".into()));
     let text = std::fs::read_to_string(folder.path().join("runs/small/report/report.md")).unwrap();
     assert!(text.contains("Judges: geneval, jpeg_compressibility;"), "{text}");
     assert!(folder.path().join("runs/small/random/3/policy/model.safetensors").exists());

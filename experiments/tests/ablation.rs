@@ -4,13 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a test and its helpers fail by panicking")]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use grpo::testing::ToyPolicy;
 use grpo::{
-    BoxError, GroupSampler, GroupSize, Prompt, Reward, RewardSet, Seed, TrainConfig, Trainer, held_out_seed, reward_fn,
+    BoxError, Change, Changed, GroupSampler, GroupSize, Mixed, Prompt, Reward, RewardSet, Seed, TrainConfig, Trainer,
+    held_out_seed, reward_fn,
 };
-use grpo_experiments::report::{Kind, Options};
+use grpo_experiments::report::{Kind, OPTIMISED, Options, Pairing};
 use grpo_experiments::{Ablation, Cell, Report};
 
 /// The share of a letter in a word, for each prompt a little less or more.
@@ -63,9 +65,12 @@ fn make(cell: &Cell<'_, Optimises>, rate: f32) -> Result<(Trainer<ToyPolicy>, St
     let rollout = GroupSampler::new(cell.arm.setting.rewards()?, config.rollout.group_size, 64);
     let watched = RewardSet::new().with(letter('a'), 1.0)?.with(letter('b'), 1.0)?.with(chance(), 1.0)?;
     let policy = ToyPolicy::new(5, 3)?;
-    let trainer = Trainer::new(config, policy, None, Box::new(rollout), prompts("train", 8))?
-        .hold_out(prompts("test", 20), watched, GroupSize::new(8)?)
-        .draw_held_out_from(held_out_seed().fold(cell.seed));
+    let trainer = Trainer::new(config, policy, None, Box::new(rollout), prompts("train", 8))?.hold_out_from(
+        prompts("test", 20),
+        watched,
+        GroupSize::new(8)?,
+        held_out_seed().fold(cell.seed),
+    );
     Ok((trainer, config.to_toml()?))
 }
 
@@ -103,12 +108,12 @@ fn a_report_tells_a_better_policy_from_a_hacked_reward_and_both_from_chance() {
     assert_eq!(run(folder.path(), &ablation(&ARMS).compared_with("a")), 9);
     let report = report(folder.path());
     let facts = report.facts();
-    assert_eq!(facts.unpaired, Vec::<String>::new(), "all runs of a seed begin with the same samples");
+    assert_eq!(facts.pairing, Pairing::Shared, "all runs of a seed begin with the same samples");
     let names: Vec<&str> = facts.arms.iter().map(|arm| arm.name.as_str()).collect();
     assert_eq!(names, ["no RL", "a", "b", "chance"]);
     let kind = |name: &str| facts.arm(name).unwrap().verdict.as_ref().unwrap().kind;
     // A word has few letters: more of one is less of the other.
-    assert_eq!((kind("a"), kind("b")), (Kind::Hacked, Kind::Hacked));
+    assert_eq!((kind("a"), kind("b"), kind("chance")), (Kind::Hacked, Kind::Hacked, Kind::NoEffect));
     let effect = |arm: &str, reward: &str| facts.arm(arm).unwrap().effects[reward];
     assert!(effect("a", "letter_a").optimised && !effect("a", "letter_b").optimised);
     let (rise, against) = (effect("a", "letter_a").rise.unwrap(), effect("b", "letter_a").against.unwrap());
@@ -152,7 +157,7 @@ fn an_arm_that_has_changed_is_refused() {
         .run(folder.path(), |cell: &Cell<'_, Optimises>| make(cell, 0.1), |_, _, _| Ok(()))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("arm `a` was run with  = \"A\" and is now \"B\""), "{error}");
+    assert!(error.contains("arm `a` was run with its setting = \"A\" and is now \"B\""), "{error}");
 }
 
 #[test]
@@ -168,7 +173,9 @@ fn a_run_that_fails_stops_no_other_and_is_gone_on_with() {
     }
     let report = report(folder.path());
     let facts = report.facts();
-    assert_eq!(facts.left_out.iter().map(|run| run.arm.as_str()).collect::<Vec<_>>(), ["fails"; 3]);
+    let left_out: Vec<&str> = facts.left_out.iter().map(|left| left.run.as_str()).collect();
+    assert_eq!(left_out, ["fails/0", "fails/1", "fails/2"]);
+    assert!(facts.left_out[0].why.contains("its last evaluation is after step 0 of 24"), "{:?}", facts.left_out);
     assert!(facts.arm("a").is_some() && facts.arm("fails").is_none());
     let lines = report.verdicts();
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -193,6 +200,7 @@ fn a_written_report_has_all_its_files() {
     for outside in ["http://", "https://", "<script", "<link"] {
         assert!(!html.replace("http://www.w3.org/2000/svg", "").contains(outside), "the page needs {outside}");
     }
+    assert!(markdown.contains("| prompt | no RL | a | b |"), "the texts stand side by side: {markdown}");
     let facts: serde_json::Value = serde_json::from_str(&read("report.json")).unwrap();
     assert_eq!(facts["arms"].as_array().unwrap().len(), 3);
     // The same runs give the same bytes.
@@ -222,8 +230,66 @@ fn what_cannot_be_compared_is_said() {
     assert!(with(|options| options.baseline = Some("x".into())).contains("--baseline x: there are a"));
     assert!(with(|options| options.evaluation = Some("x".into())).contains("there are letter_a, letter_b, chance"));
     assert!(error(&[&whole, &whole.join("a")], &usual).contains("has seed 0"));
+    // A run that is damaged is left out, and the others are compared.
     let samples = whole.join("a/1/samples/held_out-00024/samples.jsonl");
     std::fs::write(&samples, "{\"prompt\": 3}\n").unwrap();
-    let said = error(&[&whole], &usual);
-    assert!(said.contains("samples.jsonl") && said.contains("line 1"), "{said}");
+    let report = Report::of(&[&whole], &usual).unwrap();
+    let left = &report.facts().left_out[0];
+    assert!(left.run == "a/1" && left.why.contains("samples.jsonl: line 1"), "{left:?}");
+    assert_eq!(report.facts().arm("a").unwrap().seeds, [0, 2]);
+}
+
+#[test]
+fn runs_are_what_they_are_whoever_names_them() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), &ablation(&ARMS[..2]).compared_with("a"));
+    // A further arm and seed, later: the arms that are there stay where they are.
+    let more = ablation(&ARMS).compared_with("a").only(vec!["chance".into()]);
+    assert_eq!(run(folder.path(), &more), 3);
+    let whole = folder.path().join("toy");
+    let facts = |folders: &[&Path]| Report::of(folders, &Options::default()).unwrap().facts().clone();
+    let all = facts(&[&whole]);
+    assert_eq!(all.arms.iter().map(|arm| arm.name.as_str()).collect::<Vec<_>>(), ["no RL", "a", "b", "chance"]);
+    let named = facts(&[&whole.join("a"), &whole.join("b")]);
+    assert_eq!((&named.judges, &named.baseline), (&all.judges, &all.baseline), "the plan is found above");
+    assert_eq!(named.arm("b").unwrap().verdict, all.arm("b").unwrap().verdict);
+    let apart = facts(&[&whole.join("a/0"), &whole.join("b/1")]);
+    assert_eq!(apart.pairing, Pairing::Unknown);
+    assert!(apart.arm("b").unwrap().effects["letter_a"].against.is_none(), "no seed in common");
+    assert!(apart.left_out.iter().any(|left| left.run == "b/0" && left.why == "it has not begun"));
+    // A run that is put into another arm's folder.
+    std::fs::rename(whole.join("b/1"), whole.join("a/7")).unwrap();
+    let left = facts(&[&whole]).left_out;
+    assert!(
+        left.iter().any(|left| left.run == "a/7" && left.why.contains("rewards are not those of seed 0")),
+        "{left:?}"
+    );
+}
+
+/// Runs one arm whose reward is changed, with these held-out rewards; gives what is said of it.
+fn changed(watched: impl Fn(&Arc<RewardSet<String>>) -> RewardSet<String> + Sync) -> Option<Kind> {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |cell: &Cell<'_, &str>| {
+        let mut config = TrainConfig { seed: cell.seed, n_steps: 12, ..Default::default() };
+        config.rollout.prompts_per_step = 4;
+        config.optim.lr = 0.1;
+        config.objective.kl_weight = 0.0;
+        let turned = Changed::new(letter('a'), vec![Change::Affine { scale: -1.0, offset: 0.0 }])?;
+        let rewards = Arc::new(RewardSet::new().with(turned, 1.0)?);
+        let rollout = GroupSampler::new(Arc::clone(&rewards), config.rollout.group_size, 64);
+        let trainer = Trainer::new(config, ToyPolicy::new(5, 3)?, None, Box::new(rollout), prompts("train", 8))?
+            .hold_out_from(prompts("test", 20), watched(&rewards), GroupSize::new(8)?, held_out_seed());
+        Ok((trainer, config.to_toml()?))
+    };
+    let ablation = Ablation::new("toy", [0, 1, 2]).arm("turned", "letter a, turned round");
+    ablation.run(folder.path(), make, |_, _, _| Ok(())).unwrap().check().unwrap();
+    report(folder.path()).facts().arm("turned").unwrap().verdict.as_ref().map(|verdict| verdict.kind)
+}
+
+#[test]
+fn a_verdict_rests_on_what_is_optimised_and_not_on_what_is_like_it() {
+    let plain = |_: &Arc<RewardSet<String>>| RewardSet::new().with(letter('a'), 1.0).unwrap();
+    assert_eq!(changed(plain), None, "the reward is watched without its changes");
+    let mixed = |mix: &Arc<RewardSet<String>>| plain(mix).with(Mixed::new(OPTIMISED, Arc::clone(mix)), 1.0).unwrap();
+    assert_eq!(changed(mixed), Some(Kind::NotJudged), "it rose, and the only judge has a say in it");
 }

@@ -20,7 +20,7 @@ impl JsonLines {
     pub fn create(run: &RunFolder, first_step: usize) -> Result<Self> {
         let path = run.metrics();
         let kept = if path.exists() { lines_before(&path, first_step)? } else { String::new() };
-        write_whole(&path, kept.as_bytes()).map_err(|error| Error::file(&path, error))?;
+        write_whole(&path, kept.as_bytes())?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|error| Error::file(&path, error))?;
         Ok(Self { file, path })
     }

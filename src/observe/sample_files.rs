@@ -77,12 +77,12 @@ fn write_excluded(run: &RunFolder, name: &str, excluded: &[Excluded]) -> Result<
     }
     let lines = excluded.iter().map(|sample| Ok(serde_json::to_string(sample)? + "\n"));
     let lines = lines.collect::<Result<String, BoxError>>()?;
-    Ok(write(&made(folder)?.join(name), lines.as_bytes())?)
+    Ok(write_whole(&made(folder)?.join(name), lines.as_bytes())?)
 }
 
 /// `why.txt`, and `log_probs.jsonl` with a line for each sample of `samples.jsonl`. A number that is none is a text.
 fn write_fault(folder: &Path, fault: &Fault<'_>) -> Result<()> {
-    write(&folder.join("why.txt"), format!("{}\n", fault.why).as_bytes())?;
+    write_whole(&folder.join("why.txt"), format!("{}\n", fault.why).as_bytes())?;
     let number = |x: &f32| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
     let row = |row: &Vec<f32>| row.iter().map(number).collect::<Vec<_>>();
     let mut lines = String::new();
@@ -90,7 +90,7 @@ fn write_fault(folder: &Path, fault: &Fault<'_>) -> Result<()> {
         let reference = fault.reference.and_then(|rows| rows.get(at)).map(row);
         lines.push_str(&format!("{}\n", json!({"replayed": row(replayed), "reference": reference})));
     }
-    write(&folder.join("log_probs.jsonl"), lines.as_bytes())
+    write_whole(&folder.join("log_probs.jsonl"), lines.as_bytes())
 }
 
 fn made(folder: PathBuf) -> Result<PathBuf> {
@@ -114,7 +114,7 @@ impl Written<'_> {
             save_png(&folder.join("panel.png"), &picture)?;
         }
         let lines = groups.iter().enumerate().map(|(row, group)| self.lines(folder, row, group));
-        write(&folder.join("samples.jsonl"), lines.collect::<Result<String>>()?.as_bytes())
+        write_whole(&folder.join("samples.jsonl"), lines.collect::<Result<String>>()?.as_bytes())
     }
 
     /// A line a sample of one group.
@@ -162,10 +162,6 @@ fn add_sample<P: Policy>(line: &mut Value, folder: &Path, group: &Group<P>, (at,
     line["log_probs"] = json!(completion.log_probs);
     line["trace"] = serde_json::to_value(&completion.trace).unwrap_or(Value::Null);
     Ok(())
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_whole(path, bytes).map_err(|error| Error::file(path, error))
 }
 
 fn save_png(path: &Path, picture: &image::RgbImage) -> Result<()> {

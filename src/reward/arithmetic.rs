@@ -4,9 +4,11 @@
 //! group (z-scores, ranks) needs the group and is the objective's: see [`Combine`](crate::Combine).
 //! A score that is not finite passes every change as it is, so that it is found and not hidden.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use super::Reward;
+use super::{Failed, Reward, RewardSet};
 use crate::{BoxError, Error, Prompt, Result};
 
 /// One step of arithmetic on a score.
@@ -118,7 +120,8 @@ impl<S, R: Reward<S>> Reward<S> for Changed<R> {
     }
 
     fn sources(&self) -> Vec<String> {
-        self.reward.sources()
+        let changed = (!self.changes.is_empty()).then(|| format!("{} after changes", self.reward.name()));
+        self.reward.sources().into_iter().chain(changed).collect()
     }
 }
 
@@ -274,6 +277,50 @@ impl<S> Reward<S> for Joined<S> {
     }
 }
 
+/// A whole mix as one reward, which scores the weighted sum: to watch on held-out prompts exactly what is optimised.
+pub struct Mixed<S> {
+    name: String,
+    rewards: Arc<RewardSet<S>>,
+}
+
+impl<S> Mixed<S> {
+    /// The mix under a name.
+    pub fn new(name: impl Into<String>, rewards: impl Into<Arc<RewardSet<S>>>) -> Self {
+        Self { name: name.into(), rewards: rewards.into() }
+    }
+}
+
+impl<S> Reward<S> for Mixed<S> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn score(&self, prompt: &Prompt, sample: &S) -> Result<f32, BoxError> {
+        self.score_each(&[(prompt, sample)]).pop().unwrap_or_else(|| Err("nothing was scored".into()))
+    }
+
+    fn score_batch(&self, batch: &[(&Prompt, &S)]) -> Result<Vec<f32>, BoxError> {
+        Ok(self.rewards.score(batch)?.into_iter().map(|scores| scores.total).collect())
+    }
+
+    fn score_each(&self, batch: &[(&Prompt, &S)]) -> Vec<Result<f32, BoxError>> {
+        let failed = |failed: Failed| format!("`{}` failed: {}", failed.reward, failed.why).into();
+        let rows = self.rewards.score_each(batch).map_err(BoxError::from);
+        let rows =
+            rows.map(|rows| rows.into_iter().map(|row| row.map(|scores| scores.total).map_err(failed)).collect());
+        spread(rows, batch.len())
+    }
+
+    fn applies_to(&self, prompt: &Prompt) -> bool {
+        self.rewards.applies_to(prompt)
+    }
+
+    fn sources(&self) -> Vec<String> {
+        let parts = self.rewards.sources().into_iter().flatten();
+        std::iter::once(self.name.clone()).chain(parts).collect()
+    }
+}
+
 /// Whether a failure is the batch's or the sample's.
 #[derive(Clone, Copy)]
 enum How {
@@ -346,7 +393,12 @@ mod tests {
     fn what_has_a_say_is_named() {
         let boxed = |name: &str| -> Box<dyn Reward<f32>> { Box::new(reward_fn(name, |_: &Prompt, x: &f32| Ok(*x))) };
         let gated = Gated::new(boxed("a"), boxed("gate"), 0.5, 0.0).unwrap();
-        assert_eq!(Changed::new(gated, vec![]).unwrap().sources(), ["a", "gate"]);
+        let changed = Changed::new(gated, vec![Change::AtLeast(0.5)]).unwrap();
+        assert_eq!(changed.sources(), ["a", "gate", "a after changes"]);
+        let mix = RewardSet::new().with(boxed("a"), 1.0).unwrap().with(boxed("b"), -2.0).unwrap();
+        let mixed = Mixed::new("optimised", mix);
+        assert_eq!(mixed.sources(), ["optimised", "a", "b"]);
+        assert_eq!(of(&mixed, &[1.0, 3.0]), [Ok(-1.0), Ok(-3.0)]);
         let joined = Joined::new("both", vec![boxed("a"), boxed("b")], Joining::Lowest).unwrap();
         assert_eq!(joined.sources(), ["both", "a", "b"]);
     }

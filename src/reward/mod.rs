@@ -3,7 +3,7 @@
 mod arithmetic;
 mod set;
 
-pub use arithmetic::{Change, Changed, Gated, Joined, Joining};
+pub use arithmetic::{Change, Changed, Gated, Joined, Joining, Mixed};
 pub(crate) use set::message_of;
 pub use set::{Apart, Failed, FailedScores, RewardSet, Scores};
 

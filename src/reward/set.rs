@@ -108,9 +108,14 @@ impl<S> RewardSet<S> {
         self.members.iter().map(|member| member.weight).collect()
     }
 
-    /// The names of all that has a say: those of [`RewardSet::names`], their gates and their parts.
-    pub fn sources(&self) -> Vec<String> {
-        self.members.iter().flat_map(|member| member.reward.sources()).collect()
+    /// The names of all that has a say in each reward, itself, its gate and its parts, in the order of [`RewardSet::names`].
+    pub fn sources(&self) -> Vec<Vec<String>> {
+        self.members.iter().map(|member| member.reward.sources()).collect()
+    }
+
+    /// Whether a reward has a say on this prompt.
+    pub fn applies_to(&self, prompt: &Prompt) -> bool {
+        self.members.iter().any(|member| member.reward.applies_to(prompt))
     }
 
     /// How many rewards there are.
@@ -158,8 +163,7 @@ impl<S> RewardSet<S> {
         if self.members.is_empty() {
             return Err(Error::config("the reward set is empty; add at least one reward"));
         }
-        let judged = |prompt: &Prompt| self.members.iter().any(|member| member.reward.applies_to(prompt));
-        match batch.iter().find(|(prompt, _)| !judged(prompt)) {
+        match batch.iter().find(|(prompt, _)| !self.applies_to(prompt)) {
             None => Ok(()),
             Some((prompt, _)) => Err(Error::config(format!(
                 "no reward applies to prompt `{}`; add one that does, or leave the prompt out",

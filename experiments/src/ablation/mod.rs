@@ -4,15 +4,21 @@ mod plan;
 mod progress;
 mod run;
 
-pub use plan::{ArmPlan, Plan};
-pub use run::{Failed, Finished};
+pub(crate) use plan::{ArmPlan, Plan};
+pub(crate) use run::n_steps;
+pub use run::{Failed, Finished, Made};
 
+use std::path::Path;
+
+use grpo::Result;
 use serde::Serialize;
+use serde_json::Value;
 
 /// Runs that differ in one thing: arms, each under every seed, from one checkpoint, on the same prompts and draws.
 ///
 /// What an arm is, `A`, is the caller's: an `enum` of rewards, a whole configuration. It is kept with the runs as JSON, and
-/// an arm that is another one when the ablation is gone on with is refused.
+/// an arm that is another one when the ablation is gone on with is refused. So whatever decides a run's numbers stands in
+/// it, or in what all [share](Ablation::sharing): a finished run is not looked into again.
 pub struct Ablation<A> {
     name: String,
     seeds: Vec<u64>,
@@ -20,6 +26,8 @@ pub struct Ablation<A> {
     baseline: Option<String>,
     judges: Vec<String>,
     evaluation: Option<String>,
+    shared: Value,
+    only: Vec<String>,
     at_once: usize,
 }
 
@@ -53,6 +61,8 @@ impl<A: Serialize> Ablation<A> {
             baseline: None,
             judges: Vec::new(),
             evaluation: None,
+            shared: Value::Null,
+            only: Vec::new(),
             at_once: 1,
         }
     }
@@ -90,6 +100,26 @@ impl<A: Serialize> Ablation<A> {
     pub fn evaluated_by(mut self, reward: impl Into<String>) -> Self {
         self.evaluation = Some(reward.into());
         self
+    }
+
+    /// What decides the numbers of all runs beside the arms' settings: the checkpoint they start from, the prompts. An ablation
+    /// is not gone on with where it is another one.
+    #[must_use]
+    pub fn sharing(mut self, shared: Value) -> Self {
+        self.shared = shared;
+        self
+    }
+
+    /// Runs these arms alone; the others stay part of the ablation.
+    #[must_use]
+    pub fn only(mut self, arms: Vec<String>) -> Self {
+        self.only = arms;
+        self
+    }
+
+    /// An error where the ablation cannot be meant, or is not the one that was begun in `{root}/{name}`.
+    pub fn check(&self, root: &Path) -> Result<()> {
+        Plan::of(self)?.joined(&root.join(&self.name)).map(drop)
     }
 
     /// Trains so many runs at a time, each on a thread of its own; does not change them. Their times and peaks of memory are

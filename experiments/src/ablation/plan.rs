@@ -26,6 +26,9 @@ pub struct Plan {
     pub evaluation: Option<String>,
     /// The seeds that every arm is trained under.
     pub seeds: Vec<u64>,
+    /// What decides the numbers of all runs.
+    #[serde(default)]
+    pub shared: Value,
     /// The arms, in the order of the report.
     pub arms: Vec<ArmPlan>,
 }
@@ -56,6 +59,7 @@ impl Plan {
             judges: ablation.judges.clone(),
             evaluation: ablation.evaluation.clone(),
             seeds: ablation.seeds.clone(),
+            shared: ablation.shared.clone(),
             arms: ablation.arms.iter().map(arm).collect::<Result<_>>()?,
         };
         plan.check()?;
@@ -67,11 +71,12 @@ impl Plan {
         let names = || self.arms.iter().map(|arm| &arm.name);
         if let Some(name) = std::iter::once(&self.name).chain(names()).find(|name| !is_folder_name(name)) {
             return refuse(format!(
-                "`{name}` names a folder; give letters, digits, `_`, `-`, `.` or `+`, the first no dot"
+                "`{name}` is to name a folder; give letters, digits, `_`, `-`, `.` or `+`, the first no dot, and not lock or \
+                 report"
             ));
         }
-        if let Some(name) = twice(names()) {
-            return refuse(format!("two arms are named `{name}`; give each its own name"));
+        if let Some(name) = twice(names().map(|name| name.to_ascii_lowercase())) {
+            return refuse(format!("two arms are named `{name}`, capitals apart; give each its own name"));
         }
         if let Some(seed) = twice(&self.seeds) {
             return refuse(format!("seed {seed} is given twice; give each once"));
@@ -99,40 +104,54 @@ impl Plan {
         Ok(Some(plan))
     }
 
-    /// Writes the plan into the folder, with the arms and seeds of one that is there already; an arm that was another one
-    /// is refused.
-    pub(super) fn join(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
+    /// The plan with the arms and seeds of one that is in the folder already; an arm that was another one is refused.
+    pub(super) fn joined(&self, folder: &Path) -> Result<Self> {
         let mut joined = self.clone();
-        for before in Self::read(folder)?.iter().flat_map(|before| &before.arms) {
+        let Some(before) = Self::read(folder)? else { return Ok(joined) };
+        same(folder, "the ablation", &before.shared, &self.shared)?;
+        for before in before.arms {
             match self.arms.iter().find(|arm| arm.name == before.name) {
-                None => joined.arms.push(before.clone()),
-                Some(now) if now.setting == before.setting => {}
-                Some(now) => {
-                    let (key, then, now) = difference("", &before.setting, &now.setting);
-                    return Err(Error::file(
-                        &path,
-                        format!(
-                            "arm `{}` was run with {key} = {then} and is now {now}; go on with the former, name the arm \
-                             anew, or choose another folder with --out",
-                            before.name
-                        ),
-                    ));
-                }
+                None => joined.arms.push(before),
+                Some(now) => same(folder, &format!("arm `{}`", now.name), &before.setting, &now.setting)?,
             }
         }
-        let before = Self::read(folder)?.map(|before| before.seeds).unwrap_or_default();
-        joined.seeds =
-            before.into_iter().chain(self.seeds.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect();
-        let text = serde_json::to_string_pretty(&joined).map_err(|error| Error::file(&path, error))?;
-        write_whole(&path, format!("{text}\n").as_bytes()).map_err(|error| Error::file(&path, error))
+        let seeds = before.seeds.into_iter().chain(self.seeds.iter().copied());
+        joined.seeds = seeds.collect::<BTreeSet<_>>().into_iter().collect();
+        Ok(joined)
     }
+
+    /// Writes it into the folder.
+    pub(super) fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(FILE);
+        let text = serde_json::to_string_pretty(self).map_err(|error| Error::file(&path, error))?;
+        write_whole(&path, format!("{text}\n").as_bytes())
+    }
+}
+
+/// An error that names the first difference.
+fn same(folder: &Path, what: &str, before: &Value, now: &Value) -> Result<()> {
+    // Numbers are compared as they were written.
+    let now = serde_json::from_str(&now.to_string()).unwrap_or_default();
+    if *before == now {
+        return Ok(());
+    }
+    let (key, before, now) = difference("", before, &now);
+    let key = if key.is_empty() { "its setting".into() } else { key };
+    Err(Error::file(
+        folder.join(FILE),
+        format!(
+            "{what} was run with {key} = {before} and is now {now}; go on with the former, give it another name, or choose \
+             another folder with --out"
+        ),
+    ))
 }
 
 /// Whether a folder of this name is one level below, on any system.
 fn is_folder_name(name: &str) -> bool {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "_-.+".contains(letter);
-    !name.is_empty() && !name.starts_with('.') && name.chars().all(plain)
+    // What else is in the ablation's folder, on systems that tell no capitals apart too.
+    let taken = ["lock", "report", FILE].iter().any(|taken| name.eq_ignore_ascii_case(taken));
+    !name.is_empty() && !taken && !name.starts_with('.') && name.chars().all(plain)
 }
 
 /// Something that is there more than once.
@@ -194,8 +213,8 @@ mod tests {
         assert!(error(&ablation(&[("a", 1.0)], &[])).contains("no arm or no seed"));
         assert!(error(&ablation(&[("a", 1.0), ("a", 2.0)], &[0])).contains("two arms are named `a`"));
         assert!(error(&ablation(&[("a", 1.0)], &[3, 3])).contains("seed 3 is given twice"));
-        for name in ["", "a/b", "..", "a b"] {
-            assert!(error(&ablation(&[(name, 1.0)], &[0])).contains("names a folder"), "{name}");
+        for name in ["", "a/b", "..", "a b", "Report"] {
+            assert!(error(&ablation(&[(name, 1.0)], &[0])).contains("is to name a folder"), "{name}");
         }
         let unknown = ablation(&[("a", 1.0)], &[0]).compared_with("clip");
         assert!(error(&unknown).contains("the baseline `clip` is no arm; the arms are [\"a\"]"));
@@ -205,7 +224,8 @@ mod tests {
     fn arms_and_seeds_may_be_added_and_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         let join = |arms: &[(&str, f64)], seeds: &[u64]| {
-            Plan::of(&ablation(arms, seeds)).unwrap().join(folder.path()).map_err(|error| error.to_string())
+            let plan = Plan::of(&ablation(arms, seeds)).unwrap().joined(folder.path());
+            plan.and_then(|plan| plan.write(folder.path())).map_err(|error| error.to_string())
         };
         join(&[("a", 0.1), ("b", 1.0)], &[0, 1]).unwrap();
         join(&[("b", 1.0), ("c", 1.0)], &[2]).unwrap();

@@ -1,13 +1,14 @@
 //! The runs of an ablation, in turn or several at a time.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use grpo::{BoxError, Error, Policy, Result, RunFolder, Trainer, write_whole};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::progress::{Progress, Watch};
 use super::{Ablation, Cell, Plan};
@@ -35,7 +36,8 @@ pub struct Failed {
     pub error: String,
 }
 
-/// What a caller's `make` gives: a trainer before its first step, and what its run is as TOML.
+/// What a caller's `make` gives: a trainer before its first step, and what its run is as TOML, with a key `n_steps`, as
+/// [`TrainConfig::to_toml`](grpo::TrainConfig::to_toml) has it.
 pub type Made<P> = Result<(Trainer<P>, String), BoxError>;
 
 impl Finished {
@@ -72,9 +74,10 @@ impl<A: Serialize + Sync> Ablation<A> {
         let folder = root.join(&self.name);
         fs::create_dir_all(&folder).map_err(|error| Error::file(&folder, error))?;
         let _lock = lock(&folder)?;
-        plan.join(&folder)?;
+        plan.joined(&folder)?.write(&folder)?;
+        let arms = || self.arms.iter().filter(|arm| self.only.is_empty() || self.only.contains(&arm.name));
         let cells: Vec<Cell<'_, A>> =
-            self.seeds.iter().flat_map(|&seed| self.arms.iter().map(move |arm| Cell { arm, seed })).collect();
+            self.seeds.iter().flat_map(|&seed| arms().map(move |arm| Cell { arm, seed })).collect();
         let open: Vec<&Cell<'_, A>> =
             cells.iter().filter(|cell| !cell.folder(&folder).join(FINISHED).exists()).collect();
         let progress = Arc::new(Progress::new(cells.len(), cells.len() - open.len()));
@@ -149,13 +152,25 @@ impl<Make, Done> Work<'_, Make, Done> {
             false => RunFolder::create(self.folder, &cell.arm.name, cell.seed)?,
         };
         let (trainer, config) = (self.make)(cell)?;
+        n_steps(&config)?;
         let watch = Watch::new(Arc::clone(&self.progress), cell.label());
         let mut trainer = trainer.record_quietly_in(&run, &config)?.observe(watch);
         trainer.run()?;
         (self.done)(cell, &run, trainer.policy())?;
-        let mark = folder.join(FINISHED);
-        Ok(write_whole(&mark, b"").map_err(|error| Error::file(&mark, error))?)
+        Ok(write_whole(&folder.join(FINISHED), b"")?)
     }
+}
+
+/// The steps of a run by its TOML, which tell whether it is whole.
+pub(crate) fn n_steps(config: &str) -> Result<usize> {
+    #[derive(Deserialize)]
+    struct Length {
+        n_steps: usize,
+    }
+    let length: Result<Length, _> = toml::from_str(config);
+    length.map(|length| length.n_steps).map_err(|error| {
+        Error::config(format!("the run's TOML: {}; give a key n_steps, as TrainConfig::to_toml does", error.message()))
+    })
 }
 
 /// Holds the folder for this process, until it is dropped.
@@ -163,10 +178,12 @@ fn lock(folder: &Path) -> Result<File> {
     let path = folder.join("lock");
     let file = File::create(&path).map_err(|error| Error::file(&path, error))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(error) => Err(Error::file(
-            &path,
-            format!("{error}: another process runs this ablation; wait for it, or choose another folder with --out"),
-        )),
+        // Where there are no locks, nobody can be kept out.
+        Err(TryLockError::Error(error)) if error.kind() != ErrorKind::Unsupported => Err(Error::file(&path, error)),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let remedy = "wait for it, or choose another folder with --out";
+            Err(Error::file(&path, format!("another process runs this ablation; {remedy}")))
+        }
     }
 }

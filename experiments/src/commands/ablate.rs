@@ -8,9 +8,8 @@ use grpo_experiments::{Ablation, Arm, Cell, Report};
 use grpo_policies::safetensors_file::Precision;
 
 use super::{ConfigArgs, PartsArgs, at_least_one, tell};
-use crate::config::{AblationFile, ArmRun, ArmSetting};
+use crate::config::{AblationFile, ArmRun, ArmSetting, RewardSource};
 use crate::failure::{Failure, Outcome};
-use crate::judges::Judges;
 
 /// Train every arm of an ablation under every seed, from one checkpoint, on the same prompts and draws, and report what
 /// differs. Killed, it goes on where it was when the same command is given again.
@@ -37,21 +36,24 @@ pub struct Ablate {
     dry_run: bool,
 }
 
-/// What an arm of the file is.
-type Setting = ArmSetting<Judges>;
-
 impl Ablate {
     /// Runs it.
     pub fn run(self) -> Outcome<()> {
         let file = AblationFile::read(&self.config.config, &self.config.changes, self.quick)?;
         let (arms, judges) = file.runs()?;
-        let arms = chosen(arms, &self.arms)?;
+        let chosen = chosen(&arms, &self.arms)?;
         let parts = self.parts.open(arms.iter().map(|arm| &arm.file))?;
-        let n_runs = arms.len() * file.seeds.len();
-        let steps: usize = arms.iter().map(|arm| arm.file.n_steps * file.seeds.len()).sum();
-        let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
-        tell(&format!("{}: {n_runs} runs of {} arms ({}), {steps} steps", file.name, arms.len(), names.join(", ")));
-        let mut ablation = Ablation::new(file.name.clone(), file.seeds.clone()).judged_by(judges).at_once(self.at_once);
+        let n_runs = chosen.len() * file.seeds.len();
+        let steps: usize = chosen.iter().map(|arm| arm.file.n_steps * file.seeds.len()).sum();
+        let names: Vec<String> = chosen.iter().map(|arm| arm.name.clone()).collect();
+        let (name, named) = (&file.name, names.join(", "));
+        let judged: Vec<RewardSource> = arms.first().map(|arm| arm.file.held_out.rewards.clone()).unwrap_or_default();
+        let judged: Vec<RewardSource> =
+            judged.into_iter().filter(|reward| judges.iter().any(|judge| judge == reward.name())).collect();
+        let mut ablation = Ablation::new(name.clone(), file.seeds.clone())
+            .judged_by(judges)
+            .sharing(parts.shared(&judged)?)
+            .at_once(self.at_once);
         if let Some(baseline) = &file.baseline {
             ablation = ablation.compared_with(baseline);
         }
@@ -59,35 +61,40 @@ impl Ablate {
             ablation = ablation.evaluated_by(evaluation);
         }
         for arm in arms {
-            let judges = parts.judges(&arm.file)?;
             if self.dry_run {
-                parts.trainer(&arm.file).map_err(|failure| failure.of(&format!("arm `{}`", arm.name)))?;
+                parts.paired_trainer(&arm.file).map_err(|failure| failure.of(&format!("arm `{}`", arm.name)))?;
             }
-            let setting = ArmSetting { config: arm.file, judges };
+            let setting = ArmSetting::new(arm.file.clone(), parts.scorers_of(&arm.file.rewards)?);
             ablation = ablation.with(Arm { name: arm.name, about: arm.about, setting });
         }
+        ablation.check(&self.out)?;
+        tell(&format!("{name}: {n_runs} runs of {} arms ({named}), {steps} steps", names.len()));
         if self.dry_run {
             tell("nothing was run");
             return Ok(());
         }
-        let make = |cell: &Cell<'_, Setting>| {
-            let file = cell.arm.setting.config.under(cell.seed);
+        let make = |cell: &Cell<'_, ArmSetting>| {
+            let file = cell.arm.setting.file.under(cell.seed);
             let trainer = parts.paired_trainer(&file).map_err(|failure| failure.to_string())?;
             Ok((trainer, toml::to_string(&file)?))
         };
         let finished = ablation
+            .only(names)
             .run(&self.out, make, |_, run, policy| Ok(policy.save(&run.path().join("policy"), Precision::F32)?))?;
-        let report = Report::of(&[&finished.folder], &Options::default())?;
-        super::report::write(&report, &finished.folder.join("report"))?;
+        match Report::of(&[&finished.folder], &Options::default()) {
+            Ok(report) => super::report::write(&report, &finished.folder.join("report"))?,
+            // Where no run is whole, what stopped them is what is to be told.
+            Err(error) => return Err(finished.check().err().unwrap_or(error).into()),
+        }
         Ok(finished.check()?)
     }
 }
 
 /// The arms of these names, or all where none is named.
-fn chosen(arms: Vec<ArmRun>, names: &[String]) -> Outcome<Vec<ArmRun>> {
+fn chosen<'a>(arms: &'a [ArmRun], names: &[String]) -> Outcome<Vec<&'a ArmRun>> {
     if let Some(unknown) = names.iter().find(|name| !arms.iter().any(|arm| arm.name == **name)) {
         let known: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
         return Err(Failure::user(format!("--arm {unknown}: the arms are {}", known.join(", "))));
     }
-    Ok(arms.into_iter().filter(|arm| names.is_empty() || names.contains(&arm.name)).collect())
+    Ok(arms.iter().filter(|arm| names.is_empty() || names.contains(&arm.name)).collect())
 }

@@ -17,6 +17,7 @@ mod tokenizer;
 mod tokens;
 mod train;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -24,7 +25,9 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use grpo_policies::decoder::Compute;
 use grpo_policies::simplear::SimpleAr;
+use grpo_rewards::evaluation::sha256;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
 use crate::config::PolicySource;
 use crate::failure::{Failure, Outcome};
@@ -126,6 +129,21 @@ impl DeviceArgs {
 }
 
 impl PolicyArgs {
+    /// What runs that start from it share: the checksums of its files, or that it is embedded, and in what it computes.
+    pub fn fingerprint(&self) -> Outcome<Value> {
+        let mut files = BTreeMap::new();
+        for folder in self.policy.iter().flat_map(|folder| [folder.clone(), folder.join("cosmos")]) {
+            let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+            for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()) {
+                files.insert(path.display().to_string(), sha256(&path)?);
+            }
+        }
+        let device = self.device.device.split(':').next().unwrap_or_default();
+        // The CPU computes in f32 alone.
+        let compute = if device == "cpu" { "f32" } else { self.device.compute.as_str() };
+        Ok(json!({"files": files, "device": device, "compute": compute}))
+    }
+
     /// The policy of a configuration, on the device and in the type that were asked for.
     pub fn load(&self, source: PolicySource) -> Outcome<SimpleAr> {
         let device = parts::device(&self.device.device)?;

@@ -1,10 +1,15 @@
 //! What a GRPO run is made of, beside its configuration: policy, scorers, prompts.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
-use grpo::{Prompt, Seed, Trainer, held_out_seed};
+use grpo::{Mixed, Prompt, RewardSet, Seed, Trainer, held_out_seed};
+use grpo_experiments::report::OPTIMISED;
 use grpo_policies::simplear::SimpleAr;
+use image::RgbImage;
+use serde_json::{Value, json};
 
 use super::{PolicyArgs, plan};
 use crate::config::{RewardSource, TrainFile};
@@ -63,8 +68,46 @@ impl RunParts {
         Judges::new(rewards, &self.scorers.origins()?, [&self.trained, &self.held_out])
     }
 
+    /// What decides the runs of an ablation beside their configurations: the policy they start from, the prompts, and the
+    /// scorers that these rewards ask for.
+    pub fn shared(&self, rewards: &[RewardSource]) -> Outcome<Value> {
+        let asked: BTreeSet<String> = rewards.iter().flat_map(RewardSource::scorers).collect();
+        let scorers: BTreeMap<String, String> =
+            self.scorers.origins()?.into_iter().filter(|(name, _)| asked.contains(name)).collect();
+        let judges = Judges::new([&[], rewards], &scorers, [&self.trained, &self.held_out])?;
+        Ok(json!({"judges": judges, "policy": self.args.policy.fingerprint()?}))
+    }
+
+    /// Where the scorers of these rewards are.
+    pub fn scorers_of(&self, rewards: &[RewardSource]) -> Outcome<BTreeMap<String, String>> {
+        let asked: BTreeSet<String> = rewards.iter().flat_map(RewardSource::scorers).collect();
+        Ok(self.scorers.origins()?.into_iter().filter(|(name, _)| asked.contains(name)).collect())
+    }
+
     /// The trainer, and the tokens of its longest prompt.
     pub fn trainer(&self, file: &TrainFile) -> Outcome<(Trainer<SimpleAr>, usize)> {
+        let (trainer, prompt_tokens, _) = self.unwatched(file)?;
+        if file.held_out.rewards.is_empty() {
+            return Ok((trainer, prompt_tokens));
+        }
+        let watched = self.scorers.rewards(&file.held_out.rewards)?;
+        Ok((trainer.hold_out(self.held_out.clone(), watched, file.held_out.samples_per_prompt), prompt_tokens))
+    }
+
+    /// The trainer of an ablation's run, whose held-out draws are those of all runs of its seed. Where an optimised reward is
+    /// not watched as it is, because it has changes or a gate, the whole mix is watched under a name of its own.
+    pub fn paired_trainer(&self, file: &TrainFile) -> Outcome<Trainer<SimpleAr>> {
+        let (trainer, _, rewards) = self.unwatched(file)?;
+        let mut watched = self.scorers.rewards(&file.held_out.rewards)?;
+        if file.rewards.iter().any(|reward| !reward.is_plain()) {
+            watched = watched.with(Mixed::new(OPTIMISED, rewards), 1.0)?;
+        }
+        let (size, draws) = (file.held_out.samples_per_prompt, held_out_seed().fold(file.seed));
+        Ok(trainer.hold_out_from(self.held_out.clone(), watched, size, draws))
+    }
+
+    /// A trainer without held-out prompts, the tokens of its longest prompt, and what it optimises.
+    fn unwatched(&self, file: &TrainFile) -> Outcome<(Trainer<SimpleAr>, usize, Arc<RewardSet<RgbImage>>)> {
         let policy = self.args.policy.load(file.policy)?.with_law(file.law.clone())?;
         let policy = match &file.lora {
             Some(lora) => policy.with_lora(lora.clone(), Seed::new(file.seed).named("lora"))?,
@@ -76,19 +119,9 @@ impl RunParts {
             (true, None) => Some(policy.frozen()?),
             (true, Some(_)) => Some(policy.copy()?),
         };
-        let config = file.train_config();
-        let rollout = parts::rollout(self.scorers.rewards(&file.rewards)?, &config);
+        let (config, rewards) = (file.train_config(), Arc::new(self.scorers.rewards(&file.rewards)?));
+        let rollout = parts::rollout(Arc::clone(&rewards), &config);
         let prompt_tokens = plan::longest_prompt(&policy, &self.trained)?;
-        let trainer = Trainer::new(config, policy, reference, rollout, self.trained.clone())?;
-        if file.held_out.rewards.is_empty() {
-            return Ok((trainer, prompt_tokens));
-        }
-        let watched = self.scorers.rewards(&file.held_out.rewards)?;
-        Ok((trainer.hold_out(self.held_out.clone(), watched, file.held_out.samples_per_prompt), prompt_tokens))
-    }
-
-    /// The trainer of an ablation's run, whose held-out draws are those of all runs of its seed.
-    pub fn paired_trainer(&self, file: &TrainFile) -> Outcome<Trainer<SimpleAr>> {
-        Ok(self.trainer(file)?.0.draw_held_out_from(held_out_seed().fold(file.seed)))
+        Ok((Trainer::new(config, policy, reference, rollout, self.trained.clone())?, prompt_tokens, rewards))
     }
 }

@@ -1,7 +1,9 @@
 //! What a TOML file may say of an ablation.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use grpo::LogConfig;
 use serde::{Deserialize, Serialize};
 
 use super::{RewardSource, TrainFile, read};
@@ -25,6 +27,9 @@ pub struct AblationFile {
     arms: Vec<ArmFile>,
     /// What is left of the ablation for a first look.
     quick: Option<QuickFile>,
+    /// Whether that is what is run.
+    #[serde(skip)]
+    is_quick: bool,
 }
 
 /// An arm: its name, and any keys of a run.
@@ -75,19 +80,15 @@ impl AblationFile {
         if let Some(unknown) = quick.arms.iter().find(|name| !arms.iter().any(|arm| arm.name == **name)) {
             return Err(Failure::user(format!("quick.arms: `{unknown}` is no arm; take the names of [[arms]]")));
         }
-        let arms = arms.into_iter().filter(|arm| quick.arms.contains(&arm.name));
-        let arms = arms.map(|mut arm| {
-            merge(&mut arm.changes, &quick.changes);
-            arm
-        });
         Ok(Self {
             name: format!("{name}-quick"),
-            seeds: quick.seeds,
+            seeds: quick.seeds.clone(),
             baseline: baseline.filter(|name| quick.arms.contains(name)),
             evaluation,
             base,
-            arms: arms.collect(),
-            quick: None,
+            arms: arms.into_iter().filter(|arm| quick.arms.contains(&arm.name)).collect(),
+            quick: Some(quick),
+            is_quick: true,
         })
     }
 
@@ -96,17 +97,31 @@ impl AblationFile {
     /// All arms watch the same: what the base watches, and what any arm optimises.
     pub fn runs(&self) -> Outcome<(Vec<ArmRun>, Vec<String>)> {
         let base = self.base()?;
-        let judges = base.held_out.rewards.iter().map(|reward| reward.name().to_string()).collect();
+        let judges: Vec<String> = base.held_out.rewards.iter().map(|reward| reward.name().to_string()).collect();
         // With every default filled in, so that what an arm changes is merged into what is there.
         let base = toml::Table::try_from(&base).map_err(anyhow::Error::from)?;
-        let mut arms = self.arms.iter().map(|arm| arm.run(&base)).collect::<Outcome<Vec<ArmRun>>>()?;
+        let last = self.quick.as_ref().filter(|_| self.is_quick).map(|quick| &quick.changes);
+        let mut arms = self.arms.iter().map(|arm| arm.run(&base, last)).collect::<Outcome<Vec<ArmRun>>>()?;
         let optimised: Vec<RewardSource> =
             arms.iter().flat_map(|arm| arm.file.rewards.iter().map(RewardSource::plain)).collect();
         for arm in &mut arms {
+            if arm.file.rewards.is_empty() {
+                return Err(Failure::user(format!(
+                    "arm `{}` has no rewards; name at least one, such as rewards = [{{ clip = {{}} }}]",
+                    arm.name
+                )));
+            }
             watch(&mut arm.file.held_out.rewards, &optimised)?;
             arm.file.check().map_err(|failure| failure.of(&format!("arm `{}`", arm.name)))?;
         }
-        Ok((arms, judges))
+        let watched = || arms.iter().flat_map(|arm| arm.file.held_out.rewards.iter().map(RewardSource::name));
+        match self.evaluation.as_ref().filter(|name| !watched().any(|watched| watched == name.as_str())) {
+            None => Ok((arms, judges)),
+            Some(name) => Err(Failure::user(format!(
+                "evaluation = \"{name}\" is not watched; add it to base.held_out.rewards, which has {}",
+                judges.join(", ")
+            ))),
+        }
     }
 
     /// The ablation with every arm's whole configuration, whose seed is the first.
@@ -133,7 +148,17 @@ impl AblationFile {
         base.insert("name".into(), "base".into());
         base.insert("seed".into(), 0.into());
         base.entry("rewards").or_insert_with(|| toml::Value::Array(Vec::new()));
-        parsed("base", base)
+        let mut base = parsed("base", base)?;
+        // Of many runs, pictures of a few prompts are enough, and a finished one is not gone on with.
+        let log = self.base.get("log").and_then(toml::Value::as_table);
+        let is_said = |key: &str| log.is_some_and(|log| log.contains_key(key));
+        if !is_said("held_out_pictures") {
+            base.log.held_out_pictures = Some(12);
+        }
+        if !is_said("keep_checkpoints") {
+            base.log.keep_checkpoints = 1;
+        }
+        Ok(base)
     }
 }
 
@@ -168,7 +193,8 @@ fn watch(watched: &mut Vec<RewardSource>, optimised: &[RewardSource]) -> Outcome
 }
 
 impl ArmFile {
-    fn run(&self, base: &toml::Table) -> Outcome<ArmRun> {
+    /// Its configuration: the base, then what the arm changes, then what a first look does.
+    fn run(&self, base: &toml::Table, last: Option<&toml::Table>) -> Outcome<ArmRun> {
         if self.changes.contains_key("seed") {
             return Err(Failure::user(format!(
                 "arm `{}`: every arm has the seeds of the ablation; take `seed` out",
@@ -177,6 +203,7 @@ impl ArmFile {
         }
         let mut table = base.clone();
         merge(&mut table, &self.changes);
+        last.into_iter().for_each(|last| merge(&mut table, last));
         table.insert("name".into(), self.name.clone().into());
         let file = parsed(&format!("arm `{}`", self.name), table)?;
         Ok(ArmRun { name: self.name.clone(), about: self.about.clone(), file })
@@ -201,15 +228,104 @@ fn merge(table: &mut toml::Table, changes: &toml::Table) {
     }
 }
 
+/// Whether both are choices of one kind each, and not of the same. `there` has every default filled in, so a section has more
+/// keys than one.
 fn is_other_kind(there: &toml::Table, change: &toml::Table) -> bool {
     there.len() == 1 && change.len() == 1 && there.keys().ne(change.keys())
 }
 
-/// What of an ablation's setting makes an arm another one.
+/// What makes an arm what it is: its configuration without what is watched and recorded, and where its scorers are.
 #[derive(Serialize)]
-pub struct ArmSetting<J> {
-    /// The configuration.
-    pub config: TrainFile,
-    /// What decides its rewards, beside names.
-    pub judges: J,
+pub struct ArmSetting {
+    /// The whole configuration, which is not compared as it is.
+    #[serde(skip)]
+    pub file: TrainFile,
+    config: TrainFile,
+    scorers: BTreeMap<String, String>,
+}
+
+impl ArmSetting {
+    /// Of a configuration and its scorers.
+    pub fn new(file: TrainFile, scorers: BTreeMap<String, String>) -> Self {
+        let mut config = TrainFile { log: LogConfig::default(), ..file.clone() };
+        config.held_out.rewards.clear();
+        Self { file, config, scorers }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arms(text: &str, quick: bool) -> Outcome<Vec<ArmRun>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.toml");
+        std::fs::write(&path, text).unwrap();
+        AblationFile::read(&path, &[], quick)?.runs().map(|(arms, _)| arms)
+    }
+
+    const FILE: &str = r#"name = "a"
+seeds = [0]
+[base]
+n_steps = 9
+rewards = [{ clip = {} }]
+optim = { lr = 1e-3, schedule = { cosine = { min_ratio = 0.1 } } }
+[[arms]]
+name = "one"
+optim.lr = 5e-3
+objective.advantage = { combine = "normalise_then_sum" }
+[[arms]]
+name = "two"
+optim.schedule = "constant"
+rewards = [{ brightness = { changes = [{ affine = { scale = -1.0, offset = 0.0 } }] } }]
+[quick]
+arms = ["one", "two"]
+seeds = [0]
+n_steps = 1
+optim = { n_warmup = 2 }
+objective.kl_weight = 0.5
+"#;
+
+    #[test]
+    fn changes_are_merged_base_first_and_a_first_look_last() {
+        let whole = arms(FILE, false).unwrap();
+        let of = |arm: &ArmRun| (arm.file.n_steps, arm.file.optim.lr, arm.file.optim.n_warmup);
+        assert_eq!(of(&whole[0]), (9, 5e-3, 0));
+        assert_eq!(of(&whole[1]), (9, 1e-3, 0));
+        let quick = arms(FILE, true).unwrap();
+        assert_eq!(of(&quick[0]), (1, 5e-3, 2), "an arm's own change outlives a first look's");
+        for (whole, quick) in whole.iter().zip(&quick) {
+            assert_eq!(whole.file.objective.advantage, quick.file.objective.advantage);
+            assert_eq!(whole.file.optim.schedule, quick.file.optim.schedule);
+            assert_eq!(quick.file.objective.kl_weight, 0.5);
+        }
+        let watched = |arm: &ArmRun| arm.file.held_out.rewards.iter().map(|r| r.name().to_string()).collect::<Vec<_>>();
+        assert_eq!(watched(&whole[0]), ["clip", "geneval", "brightness"]);
+        assert_eq!(watched(&whole[0]), watched(&whole[1]));
+        assert!(whole[1].file.held_out.rewards.iter().all(RewardSource::is_plain));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_before_anything_runs() {
+        let refused = |from: &str, to: &str, words: &str| {
+            let error = arms(&FILE.replace(from, to), false).err().unwrap().to_string();
+            assert!(error.contains(words), "{error}");
+        };
+        refused("seeds = [0]\n[base]", "seeds = [0]\nevaluation = \"genevall\"\n[base]", "\"genevall\" is not watched");
+        refused("rewards = [{ clip = {} }]\n", "", "arm `one` has no rewards");
+        refused("optim.lr = 5e-3", "seed = 3", "take `seed` out");
+    }
+
+    #[test]
+    fn what_is_watched_makes_no_arm_another_one() {
+        let settings = |text: &str| -> Vec<serde_json::Value> {
+            let arms = arms(text, false).unwrap();
+            arms.into_iter()
+                .map(|arm| serde_json::to_value(ArmSetting::new(arm.file, BTreeMap::new())).unwrap())
+                .collect()
+        };
+        let more = FILE.replace("[quick]", "[[arms]]\nname = \"three\"\nrewards = [{ hps = {} }]\n[quick]");
+        assert_eq!(settings(FILE), settings(&more)[..2]);
+        assert_ne!(settings(FILE)[0], settings(&FILE.replace("5e-3", "6e-3"))[0]);
+    }
 }

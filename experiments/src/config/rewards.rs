@@ -130,6 +130,11 @@ impl RewardSource {
         }
     }
 
+    /// Whether it is scored as it is: without changes and gate.
+    pub fn is_plain(&self) -> bool {
+        self.counts().changes.is_empty() && self.counts().gate.is_none()
+    }
+
     /// The same reward as it is watched: of weight 1, without changes and gate.
     pub fn plain(&self) -> Self {
         let counts = Weighed::default();

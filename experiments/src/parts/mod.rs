@@ -64,9 +64,8 @@ pub fn policy(source: PolicySource, folder: Option<&Path>, device: &Device) -> O
 }
 
 /// The rollout that a configuration asks for.
-pub fn rollout(rewards: RewardSet<RgbImage>, config: &TrainConfig) -> Box<dyn Rollout<SimpleAr>> {
+pub fn rollout(rewards: Arc<RewardSet<RgbImage>>, config: &TrainConfig) -> Box<dyn Rollout<SimpleAr>> {
     let (size, rows, failed) = (config.rollout.group_size, config.rollout.rows_per_call, config.rollout.failed_scores);
-    let rewards = Arc::new(rewards);
     match config.rollout.overlap {
         true => Box::new(OverlappedSampler::new(rewards, size, rows).on_failed(failed)),
         false => Box::new(GroupSampler::new(rewards, size, rows).on_failed(failed)),

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use grpo::RunRewards;
 use serde::Serialize;
 
-use super::Options;
-use super::arms::{ArmRuns, Arms, LeftOut};
-use super::record::{Evaluation, Judged, Run};
+use super::arms::{ArmRuns, Arms, Pairing};
+use super::record::{Evaluation, Judged, LeftOut, Run};
 use super::training::{Cost, Training};
 use super::verdict::{self, Verdict};
+use super::{OPTIMISED, Options};
 use crate::intervals::{Interval, METHOD, Row, bootstrap};
 
 /// The share of intervals that hold the true difference.
@@ -49,8 +50,10 @@ pub struct Facts {
     pub arms: Vec<ArmReport>,
     /// Runs that are not compared.
     pub left_out: Vec<LeftOut>,
-    /// Runs that do not begin with the samples of the others of their seed; differences to them are paired by prompt alone.
-    pub unpaired: Vec<String>,
+    /// Whether runs of a seed begin with the same samples.
+    pub pairing: Pairing,
+    /// Whether the runs are those of an ablation.
+    pub is_ablation: bool,
 }
 
 /// One arm.
@@ -66,7 +69,7 @@ pub struct ArmReport {
     pub seeds: Vec<u64>,
     /// What it did, in a word and a sentence.
     pub verdict: Option<Verdict>,
-    /// The weighted sum of what it optimises, on held-out prompts.
+    /// What it optimises, on held-out prompts, where that is watched.
     pub target: Option<Effect>,
     /// What became of each watched reward.
     pub effects: BTreeMap<String, Effect>,
@@ -113,7 +116,14 @@ pub struct RunFacts {
     pub seed: u64,
     /// Its folder, as the report was asked for it.
     pub path: String,
-    /// The command line.
+    /// The processes that worked on it, those alike once.
+    pub processes: Vec<Process>,
+}
+
+/// A process that worked on a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Process {
+    /// Its command line.
     pub command: String,
     /// The commit of the folder it was started in.
     pub commit: Option<String>,
@@ -122,7 +132,7 @@ pub struct RunFacts {
 }
 
 /// A quantity of a held-out prompt.
-type Quantity<'a> = &'a dyn Fn(&Judged) -> Option<f64>;
+pub(super) type Quantity<'a> = &'a dyn Fn(&Judged) -> Option<f64>;
 
 /// Two evaluations a seed, and what differs between them.
 pub(super) struct Paired {
@@ -161,12 +171,19 @@ pub(super) fn paired(evaluations: &[(&Evaluation, &Evaluation)], quantity: Quant
 #[derive(Clone, Copy)]
 pub(super) struct Side<'a> {
     pub(super) runs: &'a [Run],
-    pub(super) trained: bool,
+    pub(super) when: When,
+}
+
+/// Before training or after it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum When {
+    Before,
+    After,
 }
 
 impl<'a> Side<'a> {
     fn end(&self, run: &'a Run) -> Option<&'a Evaluation> {
-        run.ends().map(|(start, end)| if self.trained { end } else { start })
+        run.ends().map(|(start, end)| if self.when == When::After { end } else { start })
     }
 
     /// Before and after training, a pair a seed.
@@ -190,23 +207,33 @@ impl<'a> Side<'a> {
             optimised: false,
             start: rises.before,
             end: rises.after,
-            rise: bootstrap(&rises.rows, LEVEL).filter(|_| self.trained),
+            rise: bootstrap(&rises.rows, LEVEL).filter(|_| self.when == When::After),
             against: against.and_then(|against| bootstrap(&against.rows, LEVEL)),
         })
     }
 }
 
 /// The mean of one reward.
-pub(super) fn of_reward(name: &str) -> impl Fn(&Judged) -> Option<f64> {
-    move |judged| judged.means.get(name).copied()
+pub(super) fn of_reward(name: &str) -> impl Fn(&Judged) -> Option<f64> + use<> {
+    let name = name.to_string();
+    move |judged| judged.means.get(&name).copied()
 }
 
-/// The weighted sum of the rewards that apply; `None` where none does.
-pub(super) fn of_mix(weights: &BTreeMap<String, f32>) -> impl Fn(&Judged) -> Option<f64> {
-    move |judged| {
+/// What a run optimises, as a quantity of a held-out prompt: the mix where it is watched as one, or else the weighted sum of
+/// its rewards. `None` where they are not watched as they are optimised: some not at all, or without their changes or gates.
+pub(super) fn of_target(rewards: &RunRewards) -> Option<Box<dyn Fn(&Judged) -> Option<f64>>> {
+    if rewards.held_out.iter().any(|name| name == OPTIMISED) {
+        return Some(Box::new(of_reward(OPTIMISED)));
+    }
+    let weights = rewards.optimised.clone();
+    let is_plain = |name: &String| rewards.held_out.contains(name);
+    if weights.is_empty() || !weights.keys().all(is_plain) || rewards.sources.iter().ne(weights.keys()) {
+        return None;
+    }
+    Some(Box::new(move |judged: &Judged| {
         let parts = weights.iter().filter_map(|(name, weight)| Some(f64::from(*weight) * judged.means.get(name)?));
         parts.reduce(|sum, part| sum + part)
-    }
+    }))
 }
 
 impl Facts {
@@ -214,8 +241,8 @@ impl Facts {
         let any = arms.arms.first().and_then(|arm| arm.runs.first()?.ends());
         let prompts = any.map(|(start, _)| &start.prompts);
         let texts: BTreeSet<&str> = prompts.into_iter().flatten().map(|(_, judged)| judged.text.as_str()).collect();
-        let untrained = arms.untrained().map(|arm| of_arm(arms, arm, false, options));
-        let trained = arms.arms.iter().map(|arm| of_arm(arms, arm, true, options));
+        let untrained = arms.untrained().map(|arm| untrained(arms, arm, options));
+        let trained = arms.arms.iter().map(|arm| trained(arms, arm, options));
         Self {
             title: arms.title.clone(),
             method: METHOD,
@@ -237,7 +264,8 @@ impl Facts {
             by: options.by.clone(),
             arms: untrained.into_iter().chain(trained).collect(),
             left_out: arms.left_out.clone(),
-            unpaired: arms.unpaired.clone(),
+            pairing: arms.pairing.clone(),
+            is_ablation: arms.is_ablation,
         }
     }
 
@@ -247,50 +275,74 @@ impl Facts {
     }
 }
 
-fn of_arm(arms: &Arms, arm: &ArmRuns, trained: bool, options: &Options) -> ArmReport {
-    let side = Side { runs: &arm.runs, trained };
-    // The policy before training is also compared with the baseline, and not with itself.
-    let baseline = arms.baseline.as_ref().filter(|name| !trained || **name != arm.name);
-    let baseline = baseline.and_then(|name| arms.arm(name));
-    let rewards = arm.runs.first().map(|run| &run.rewards);
-    let sources = rewards.filter(|_| trained).map(|rewards| rewards.sources.clone()).unwrap_or_default();
-    let optimised = rewards.filter(|_| trained).map(|rewards| rewards.optimised.clone()).unwrap_or_default();
-    let effect = |name: &String| {
-        let effect = side.effect(baseline, &of_reward(name))?;
-        Some((name.clone(), Effect { optimised: sources.contains(name), ..effect }))
-    };
-    let target = side.effect(None, &of_mix(&optimised)).filter(|_| !optimised.is_empty());
-    let verdict = trained.then(|| verdict::of(&side, &optimised, &unseen(&arms.judges, &sources))).flatten();
-    let runs = arm.runs.iter().filter(|_| trained).map(RunFacts::of).collect();
-    let first = arm.runs.first().filter(|_| trained);
+/// The policy before training, on the draws of these runs.
+fn untrained(arms: &Arms, arm: &ArmRuns, options: &Options) -> ArmReport {
+    let side = Side { runs: &arm.runs, when: When::Before };
+    let baseline = arms.baseline.as_ref().and_then(|name| arms.arm(name));
     ArmReport {
-        name: if trained { arm.name.clone() } else { UNTRAINED.into() },
-        about: if trained { arm.about.clone() } else { "The policy before training, on the same draws.".into() },
+        name: UNTRAINED.into(),
+        about: "The policy before training, on the same draws.".into(),
+        optimised: BTreeMap::new(),
         seeds: arm.runs.iter().map(|run| run.seed).collect(),
-        verdict,
-        target: target.map(|effect| Effect { optimised: true, ..effect }),
-        effects: arms.watched.iter().filter_map(effect).collect(),
-        groups: groups(arms, &side, baseline, (&options.by, &sources)),
-        training: if trained { Training::of(arms, arm, &optimised) } else { Training::default() },
-        cost: (trained && options.times).then(|| Cost::of(arm)),
-        runs,
-        config: first.map(|run| run.config.clone()).unwrap_or_default(),
-        optimised,
+        verdict: None,
+        target: None,
+        effects: effects(arms, &side, baseline, &BTreeSet::new()),
+        groups: groups(arms, &side, baseline, (&options.by, false)),
+        training: Training::default(),
+        cost: None,
+        runs: Vec::new(),
+        config: String::new(),
     }
 }
 
-/// The judges that an arm does not optimise.
-fn unseen(judges: &[String], sources: &BTreeSet<String>) -> Vec<String> {
-    judges.iter().filter(|judge| !sources.contains(*judge)).cloned().collect()
+fn trained(arms: &Arms, arm: &ArmRuns, options: &Options) -> ArmReport {
+    let side = Side { runs: &arm.runs, when: When::After };
+    // An arm is not compared with itself.
+    let baseline = arms.baseline.as_ref().filter(|name| **name != arm.name).and_then(|name| arms.arm(name));
+    let first = arm.runs.first();
+    let rewards = first.map(|run| run.rewards.clone()).unwrap_or_default();
+    let seen: BTreeSet<String> = arms.watched.iter().filter(|name| is_seen(&rewards, name)).cloned().collect();
+    let target = of_target(&rewards);
+    let effect = target.as_ref().and_then(|target| side.effect(None, target));
+    let judges: Vec<String> = arms.judges.iter().filter(|judge| !seen.contains(*judge)).cloned().collect();
+    let optimises_evaluation = arms.evaluation.as_ref().is_some_and(|name| seen.contains(name));
+    ArmReport {
+        name: arm.name.clone(),
+        about: arm.about.clone(),
+        seeds: arm.runs.iter().map(|run| run.seed).collect(),
+        verdict: target.as_ref().and_then(|target| verdict::of(&side, (&rewards, target), &judges)),
+        target: effect.map(|effect| Effect { optimised: true, ..effect }),
+        effects: effects(arms, &side, baseline, &seen),
+        groups: groups(arms, &side, baseline, (&options.by, optimises_evaluation)),
+        training: Training::of(arms, arm, target.as_deref()),
+        cost: options.times.then(|| Cost::of(arm)),
+        runs: arm.runs.iter().map(RunFacts::of).collect(),
+        config: first.map(|run| run.config.clone()).unwrap_or_default(),
+        optimised: rewards.optimised,
+    }
 }
 
-/// The evaluation on the prompts of each kind, in the order in which the kinds first come.
-fn groups(
+/// Whether an arm optimises anything that has a say in a watched reward.
+fn is_seen(rewards: &RunRewards, name: &String) -> bool {
+    let parts = rewards.held_out_sources.get(name);
+    rewards.sources.contains(name) || parts.is_some_and(|parts| !parts.is_disjoint(&rewards.sources))
+}
+
+fn effects(
     arms: &Arms,
     side: &Side<'_>,
     baseline: Option<&ArmRuns>,
-    (by, sources): (&str, &BTreeSet<String>),
-) -> Vec<Group> {
+    seen: &BTreeSet<String>,
+) -> BTreeMap<String, Effect> {
+    let effect = |name: &String| {
+        let effect = side.effect(baseline, &of_reward(name))?;
+        Some((name.clone(), Effect { optimised: seen.contains(name), ..effect }))
+    };
+    arms.watched.iter().filter_map(effect).collect()
+}
+
+/// The evaluation on the prompts of each kind, in the order in which the kinds first come.
+fn groups(arms: &Arms, side: &Side<'_>, baseline: Option<&ArmRuns>, (by, optimised): (&str, bool)) -> Vec<Group> {
     let Some(evaluation) = &arms.evaluation else { return Vec::new() };
     let kind = |judged: &Judged| {
         judged.columns.get(by).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_string))
@@ -302,7 +354,6 @@ fn groups(
             names.push(name);
         }
     }
-    let optimised = sources.contains(evaluation);
     let group = |name: String| {
         let of = |judged: &Judged| of_reward(evaluation)(judged).filter(|_| kind(judged).as_ref() == Some(&name));
         let effect = side.effect(baseline, &of)?;
@@ -314,12 +365,14 @@ fn groups(
 
 impl RunFacts {
     fn of(run: &Run) -> Self {
-        Self {
-            seed: run.seed,
-            path: run.path.display().to_string(),
-            command: run.meta.command.join(" "),
-            commit: run.meta.commit.clone(),
-            version: run.meta.grpo.clone(),
+        let mut processes: Vec<Process> = Vec::new();
+        for meta in run.processes() {
+            let command = meta.command.join(" ");
+            let process = Process { command, commit: meta.commit.clone(), version: meta.grpo.clone() };
+            if !processes.contains(&process) {
+                processes.push(process);
+            }
         }
+        Self { seed: run.seed, path: run.path.display().to_string(), processes }
     }
 }

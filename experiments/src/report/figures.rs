@@ -9,23 +9,23 @@ use crate::intervals::Interval;
 
 /// A chart.
 #[derive(Clone, Debug, Serialize)]
-pub struct Figure {
+pub(super) struct Figure {
     /// The part of the report it stands in.
-    pub part: Part,
+    pub(super) part: Part,
     /// Its file's name without the ending.
-    pub name: String,
+    pub(super) name: String,
     /// What it is of.
-    pub title: String,
+    pub(super) title: String,
     /// What a reader should know of it.
-    pub caption: String,
+    pub(super) caption: String,
     /// The drawing.
-    pub svg: String,
+    pub(super) svg: String,
 }
 
 /// A part of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Part {
+pub(super) enum Part {
     /// Rises of each reward.
     Effects,
     /// The evaluation by kind of prompt.
@@ -45,11 +45,16 @@ pub(super) fn all(facts: &Facts) -> Vec<Figure> {
     figures.extend(together(facts));
     figures.extend(curves(facts));
     figures.extend(training(facts));
+    for (at, figure) in figures.iter_mut().enumerate() {
+        // Two names may differ in what no file's name holds alone.
+        figure.name = format!("{:02}_{}", at + 1, figure.name);
+    }
     figures
 }
 
 fn figure(part: Part, name: &str, (title, caption): (String, String), svg: Option<String>) -> Option<Figure> {
-    let name = name.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '_' }).collect();
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '_' };
+    let name = name.chars().take(60).map(plain).collect();
     Some(Figure { part, name, title, caption, svg: svg? })
 }
 

@@ -19,10 +19,15 @@ use std::path::{Path, PathBuf};
 use grpo::{Error, Result, write_whole};
 use serde::Serialize;
 
-pub use compare::{ArmReport, Effect, Facts, Group};
-pub use figures::Figure;
-pub use training::{Cost, Training};
+pub use arms::Pairing;
+pub use compare::{ArmReport, Effect, Facts, Group, Process, RunFacts};
+pub use record::LeftOut;
+pub use training::{Cost, Point, Spread, Training};
 pub use verdict::{Evidence, Kind, Moved, Verdict};
+
+/// The name under which a run may watch its own mix as one reward, with all changes and gates ([`grpo::Mixed`]): what its
+/// verdict then rests on.
+pub const OPTIMISED: &str = "optimised";
 
 /// How a report is made.
 #[derive(Clone, Debug)]
@@ -50,7 +55,7 @@ impl Default for Options {
 /// A comparison of runs.
 pub struct Report {
     facts: Facts,
-    figures: Vec<Figure>,
+    figures: Vec<figures::Figure>,
     panel: pictures::Panel,
 }
 
@@ -58,7 +63,7 @@ pub struct Report {
 #[derive(Serialize)]
 struct Shown<'a> {
     facts: &'a Facts,
-    figures: &'a [Figure],
+    figures: &'a [figures::Figure],
     panel: &'a pictures::Panel,
 }
 

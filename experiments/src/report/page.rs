@@ -29,13 +29,19 @@ fn rendered(name: &str, template: &str, shown: &Shown<'_>) -> Result<String> {
     environment.add_filter("number", number);
     environment.add_filter("signed", signed);
     environment.add_filter("interval", interval);
-    environment.add_filter("cell", |text: &str| text.replace('|', "\\|").replace('\n', " "));
+    environment.add_filter("cell", markdown_text);
     environment.add_filter("words", |text: &str| text.replace('_', " "));
     environment.add_filter("plain", |number: f64| (number as f32).to_string());
     environment.add_filter("inline", inline);
     environment.add_template(name, template).map_err(fault)?;
     let page = environment.get_template(name).and_then(|template| template.render(Serde(shown))).map_err(fault)?;
     Ok(page.trim_end().to_string() + "\n")
+}
+
+/// Text that Markdown takes for nothing else.
+fn markdown_text(text: &str) -> String {
+    let escape = |letter: char| "\\`*[]<>|#".contains(letter).then_some('\\').into_iter().chain([letter]);
+    text.replace(['\n', '\r'], " ").chars().flat_map(escape).collect()
 }
 
 fn number(value: Option<f64>, digits: Option<usize>) -> String {

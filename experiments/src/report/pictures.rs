@@ -18,6 +18,9 @@ use super::record::{Evaluation, Judged};
 /// Larger pictures are reduced to this side in pixels, so that a page of them can still be opened.
 const MAX_SIDE: u32 = 256;
 
+/// How wide the page shows a picture, in pixels.
+const SHOWN_WIDTH: u32 = 112;
+
 /// Rows of prompts, columns of arms.
 #[derive(Serialize)]
 pub(super) struct Panel {
@@ -39,10 +42,14 @@ struct Cell {
     arm: String,
     /// What the judges and the evaluation gave it.
     scores: BTreeMap<String, f64>,
+    /// The sample, where it is a text.
+    text: Option<String>,
     /// The picture as a data address.
-    address: String,
+    address: Option<String>,
+    /// Whether the page shows it larger than it is.
+    is_small: bool,
     #[serde(skip)]
-    picture: RgbImage,
+    picture: Option<RgbImage>,
 }
 
 impl Panel {
@@ -61,14 +68,18 @@ impl Panel {
         }
         let shown = [arms.judges.as_slice(), arms.evaluation.as_slice()].concat();
         let rows = rows(&columns, n_prompts, &shown)?;
-        Ok(Self { seed: Some(seed), n_images: rows.iter().map(|row| row.cells.len()).sum(), rows })
+        Ok(Self {
+            seed: Some(seed),
+            n_images: rows.iter().flat_map(|row| &row.cells).filter(|cell| cell.picture.is_some()).count(),
+            rows,
+        })
     }
 
     /// As one picture; `None` where there are none.
     pub(super) fn drawn(&self) -> Option<RgbImage> {
-        let cell = |cell: &Cell| (cell.arm.clone(), cell.picture.clone());
+        let cell = |cell: &Cell| Some((cell.arm.clone(), cell.picture.clone()?));
         let rows: Vec<(String, Vec<(String, RgbImage)>)> =
-            self.rows.iter().map(|row| (row.prompt.clone(), row.cells.iter().map(cell).collect())).collect();
+            self.rows.iter().map(|row| (row.prompt.clone(), row.cells.iter().filter_map(cell).collect())).collect();
         gallery(&rows)
     }
 }
@@ -79,30 +90,38 @@ fn ends(arm: Option<&super::arms::ArmRuns>, seed: u64) -> Option<(&Evaluation, &
 
 fn rows(columns: &[(&str, &Evaluation)], n_prompts: usize, shown: &[String]) -> Result<Vec<Row>> {
     let Some((_, first)) = columns.first() else { return Ok(Vec::new()) };
-    let kept = |idx: &usize| {
-        let all = || columns.iter().map(|(_, evaluation)| evaluation.prompts.get(idx));
-        all().all(|judged| judged.is_some_and(|judged| !judged.pictures.is_empty()))
+    // The first draw that every arm has kept of the same prompt.
+    let kept = |(idx, prompt): (&usize, &Judged)| {
+        let all = columns.iter().map(|(arm, evaluation)| Some((*arm, evaluation.prompts.get(idx)?)));
+        let all = all.collect::<Option<Vec<_>>>().filter(|all| all.iter().all(|(_, j)| j.text == prompt.text))?;
+        let draw = prompt.scores.keys().copied().find(|draw| all.iter().all(|(_, judged)| judged.is_kept(*draw)))?;
+        Some((prompt.text.clone(), draw, all))
     };
-    let kept: Vec<usize> = first.prompts.keys().copied().filter(kept).collect();
+    let kept: Vec<(String, usize, Vec<(&str, &Judged)>)> = first.prompts.iter().filter_map(kept).collect();
     let every = kept.len().div_ceil(n_prompts.max(1)).max(1);
-    let row = |idx: &usize| {
-        let judged = |evaluation: &'_ Evaluation| evaluation.prompts.contains_key(idx);
-        let cells = columns.iter().filter(|(_, evaluation)| judged(evaluation));
-        let cells: Result<Vec<Option<Cell>>> = cells
-            .map(|(arm, evaluation)| evaluation.prompts.get(idx).map_or(Ok(None), |j| cell(arm, j, shown)))
-            .collect();
-        let prompt = first.prompts.get(idx).map(|judged| judged.text.clone()).unwrap_or_default();
-        Ok(Row { prompt, cells: cells?.into_iter().flatten().collect() })
+    let row = |(prompt, draw, all): &(String, usize, Vec<(&str, &Judged)>)| {
+        let cells = all.iter().map(|(arm, judged)| cell(arm, judged, (*draw, shown)));
+        Ok(Row { prompt: prompt.clone(), cells: cells.collect::<Result<_>>()? })
     };
     kept.iter().step_by(every).map(row).collect()
 }
 
-fn cell(arm: &str, judged: &Judged, shown: &[String]) -> Result<Option<Cell>> {
-    let Some((draw, path)) = judged.pictures.first_key_value() else { return Ok(None) };
+impl Judged {
+    fn is_kept(&self, draw: usize) -> bool {
+        self.pictures.contains_key(&draw) || self.texts.contains_key(&draw)
+    }
+}
+
+fn cell(arm: &str, judged: &Judged, (draw, shown): (usize, &[String])) -> Result<Cell> {
+    let scores = judged.scores.get(&draw).into_iter().flatten();
+    let scores = scores.filter(|(name, _)| shown.contains(name)).map(|(name, score)| (name.clone(), *score)).collect();
+    let (arm, text) = (arm.to_string(), judged.texts.get(&draw).cloned());
+    let Some(path) = judged.pictures.get(&draw) else {
+        return Ok(Cell { arm, scores, text, address: None, is_small: false, picture: None });
+    };
     let picture = reduced(open(path)?);
-    let scores = judged.scores.get(draw).into_iter().flatten();
-    let scores = scores.filter(|(name, _)| shown.contains(name)).map(|(name, score)| (name.clone(), *score));
-    Ok(Some(Cell { arm: arm.into(), scores: scores.collect(), address: address(&picture, path)?, picture }))
+    let (address, is_small) = (Some(address(&picture, path)?), picture.width() < SHOWN_WIDTH);
+    Ok(Cell { arm, scores, text, address, is_small, picture: Some(picture) })
 }
 
 fn open(path: &Path) -> Result<RgbImage> {

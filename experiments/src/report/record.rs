@@ -7,19 +7,31 @@ use std::path::{Path, PathBuf};
 
 use grpo::observe::Metrics;
 use grpo::{Error, Result, RunFolder, RunRewards};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ablation::Plan;
+use crate::ablation::{Plan, n_steps};
 
 /// Folders below one that is named, in which a run is looked for: ablation, arm, seed.
 const DEPTH: usize = 3;
 
 /// What the named folders hold.
+#[derive(Default)]
 pub(super) struct Found {
-    /// The plan of the ablation among them.
+    /// The plan of the ablation among them, or of that which they are in.
     pub(super) plan: Option<Plan>,
     pub(super) runs: Vec<Run>,
+    /// Runs that cannot be read, or are not whole.
+    pub(super) left_out: Vec<LeftOut>,
+}
+
+/// A run that is not compared.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// Its folder's last two names, which are its arm and its seed.
+    pub run: String,
+    /// Why.
+    pub why: String,
 }
 
 /// One run.
@@ -46,6 +58,9 @@ pub(super) struct Meta {
     pub(super) commit: Option<String>,
     #[serde(default)]
     pub(super) grpo: String,
+    /// Those of processes that worked on the run before.
+    #[serde(default)]
+    pub(super) earlier: Vec<Meta>,
 }
 
 /// One evaluation of the held-out prompts.
@@ -65,20 +80,22 @@ pub(super) struct Judged {
     pub(super) means: BTreeMap<String, f64>,
     /// Pictures of its samples by draw, where they were kept.
     pub(super) pictures: BTreeMap<usize, PathBuf>,
+    /// Texts of its samples by draw, where they are texts.
+    pub(super) texts: BTreeMap<usize, String>,
     /// Each sample's scores by draw.
     pub(super) scores: BTreeMap<usize, BTreeMap<String, f64>>,
 }
 
 /// Finds the runs in these folders; an error where there is none, or one of an arm and seed twice.
 pub(super) fn find(folders: &[&Path]) -> Result<Found> {
-    let mut found = Found { plan: None, runs: Vec::new() };
+    let mut found = Found::default();
     for folder in folders {
-        if let Some(plan) = Plan::read(folder)? {
+        if let Some(plan) = plan_of(folder)? {
             found.plan.get_or_insert(plan);
         }
-        let before = found.runs.len();
-        look_into(folder, DEPTH, &mut found.runs)?;
-        if found.runs.len() == before {
+        let before = found.runs.len() + found.left_out.len();
+        look_into(folder, DEPTH, &mut found)?;
+        if found.runs.len() + found.left_out.len() == before {
             return Err(Error::file(folder, "there is no run in it (no metrics.jsonl with rewards.json beside it)"));
         }
     }
@@ -99,9 +116,26 @@ pub(super) fn find(folders: &[&Path]) -> Result<Found> {
     Ok(found)
 }
 
-fn look_into(folder: &Path, depth: usize, runs: &mut Vec<Run>) -> Result<()> {
+/// The plan in a folder, or in those that an arm's and a run's folder are in.
+fn plan_of(folder: &Path) -> Result<Option<Plan>> {
+    let Ok(whole) = folder.canonicalize() else { return Ok(None) };
+    for above in whole.ancestors().take(DEPTH) {
+        if let Some(plan) = Plan::read(above)? {
+            return Ok(Some(plan));
+        }
+    }
+    Ok(None)
+}
+
+fn look_into(folder: &Path, depth: usize, found: &mut Found) -> Result<()> {
     if folder.join("metrics.jsonl").exists() && folder.join("rewards.json").exists() {
-        runs.push(Run::read(folder)?);
+        let names: Vec<String> = folder.iter().rev().take(2).map(|name| name.to_string_lossy().into_owned()).collect();
+        let left_out = |why| LeftOut { run: names.iter().rev().cloned().collect::<Vec<_>>().join("/"), why };
+        match Run::read(folder).map(|run| (run.fault(), run)) {
+            Ok((None, run)) => found.runs.push(run),
+            Ok((Some(why), _)) => found.left_out.push(left_out(why)),
+            Err(error) => found.left_out.push(left_out(error.to_string())),
+        }
         return Ok(());
     }
     if depth == 0 || !folder.is_dir() {
@@ -111,13 +145,7 @@ fn look_into(folder: &Path, depth: usize, runs: &mut Vec<Run>) -> Result<()> {
     let mut inner: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     inner.retain(|path| path.is_dir());
     inner.sort();
-    inner.iter().try_for_each(|path| look_into(path, depth - 1, runs))
-}
-
-/// What every file of settings of a run has.
-#[derive(Deserialize)]
-struct Length {
-    n_steps: usize,
+    inner.iter().try_for_each(|path| look_into(path, depth - 1, found))
 }
 
 impl Run {
@@ -132,23 +160,32 @@ impl Run {
         };
         let run = RunFolder::open(path)?;
         let config = read(&path.join("config.toml"))?;
-        let meta = serde_json::from_str(&read(&path.join("meta.json"))?).unwrap_or_default();
+        let meta = path.join("meta.json");
+        let meta = serde_json::from_str(&read(&meta)?).map_err(|error| Error::file(&meta, error))?;
         let (steps, evaluations) = lines(&run)?;
         Ok(Self { arm, seed, path: path.into(), rewards: run.rewards()?, config, meta, steps, evaluations })
     }
 
     /// Why the run cannot be compared; `None` where it is whole.
-    pub(super) fn fault(&self) -> Option<String> {
-        let length: Length = match toml::from_str(&self.config) {
-            Ok(length) => length,
-            Err(error) => return Some(format!("its config.toml: {}", error.message())),
+    fn fault(&self) -> Option<String> {
+        let n_steps = match n_steps(&self.config) {
+            Ok(n_steps) => n_steps,
+            Err(error) => return Some(error.to_string()),
         };
-        match (self.evaluations.first(), self.evaluations.last()) {
-            (Some(first), _) if first.step != 0 => Some("its evaluation before training is missing".into()),
-            (Some(_), Some(last)) if last.step == length.n_steps => None,
-            (None, _) | (_, None) => Some("it holds out no prompts".into()),
-            (_, Some(last)) => Some(format!("it stopped after step {} of {}", last.step, length.n_steps)),
+        match self.evaluations.first().zip(self.evaluations.last()) {
+            None if self.rewards.held_out.is_empty() => Some("it holds out no prompts".into()),
+            None => Some("it stopped before its first evaluation was over".into()),
+            Some((first, _)) if first.step != 0 => Some("its evaluation before training is missing".into()),
+            Some((_, last)) if last.step != n_steps => {
+                Some(format!("its last evaluation is after step {} of {n_steps}", last.step))
+            }
+            Some(_) => None,
         }
+    }
+
+    /// The processes that worked on it, the first one first.
+    pub(super) fn processes(&self) -> impl Iterator<Item = &Meta> {
+        self.meta.earlier.iter().chain([&self.meta])
     }
 
     /// The first and the last evaluation.
@@ -161,33 +198,30 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|error| Error::file(path, error))
 }
 
-/// A line of `metrics.jsonl`.
-#[derive(Deserialize)]
-struct MetricsLine {
-    step: usize,
-    kind: String,
-    #[serde(flatten)]
-    metrics: BTreeMap<String, Value>,
-}
-
-/// The run's steps, and its evaluations with the scores of their prompts.
+/// The numbers of the run's steps, `step` among them, and its evaluations with the scores of their prompts.
 fn lines(run: &RunFolder) -> Result<(Vec<Metrics>, Vec<Evaluation>)> {
     let path = run.metrics();
-    let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
-    for line in read(&path)?.lines() {
+    let (mut steps, mut evaluations) = (Vec::new(), BTreeMap::new());
+    let file = fs::File::open(&path).map_err(|error| Error::file(&path, error))?;
+    for line in BufReader::new(file).lines() {
+        let line = line.map_err(|error| Error::file(&path, error))?;
         // A line that a crash cut short is of a run that is not whole.
-        let Ok(MetricsLine { step, kind, metrics }) = serde_json::from_str(line) else { continue };
-        let metrics = metrics.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect();
+        let Ok(line) = serde_json::from_str::<BTreeMap<String, Value>>(&line) else { continue };
+        let kind = line.get("kind").and_then(Value::as_str).unwrap_or_default().to_string();
+        let step = line.get("step").and_then(Value::as_u64).unwrap_or_default() as usize;
+        let metrics = line.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect();
         match kind.as_str() {
             "step" => steps.push(metrics),
-            "held_out" => {
-                let prompts = judged(&run.samples().join(format!("held_out-{step:05}")))?;
-                evaluations.push(Evaluation { step, metrics, prompts });
-            }
+            // One that was made again takes the place of the one before.
+            "held_out" => drop(evaluations.insert(step, metrics)),
             _ => {}
         }
     }
-    Ok((steps, evaluations))
+    let evaluations = evaluations.into_iter().map(|(step, metrics)| {
+        let prompts = judged(&run.samples().join(format!("held_out-{step:05}")))?;
+        Ok(Evaluation { step, metrics, prompts })
+    });
+    Ok((steps, evaluations.collect::<Result<_>>()?))
 }
 
 /// What of a line of `samples.jsonl` a report is of.
@@ -199,6 +233,7 @@ struct SampleLine {
     #[serde(default)]
     columns: BTreeMap<String, Value>,
     image: Option<String>,
+    text: Option<String>,
     rewards: BTreeMap<String, Option<f64>>,
 }
 
@@ -215,6 +250,7 @@ fn judged(folder: &Path) -> Result<BTreeMap<usize, Judged>> {
         (judged.text, judged.columns) = (line.prompt, line.columns);
         // A name in a file that others may have written is not to lead out of the folder.
         let plain = line.image.filter(|name| !name.contains(['/', '\\']) && name != "..");
+        judged.texts.extend(line.text.map(|text| (line.draw, text)));
         judged.pictures.extend(plain.map(|name| (line.draw, folder.join(name))));
         let scores = line.rewards.into_iter().filter_map(|(name, score)| Some((name, score?)));
         judged.scores.insert(line.draw, scores.collect());

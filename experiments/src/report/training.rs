@@ -6,7 +6,7 @@ use grpo::observe::Metrics;
 use serde::Serialize;
 
 use super::arms::{ArmRuns, Arms};
-use super::compare::{LEVEL, of_mix, of_reward, paired};
+use super::compare::{LEVEL, Quantity, of_reward, paired};
 use super::record::{Evaluation, Run};
 use crate::intervals::bootstrap;
 
@@ -62,6 +62,8 @@ pub struct Training {
     pub with_evaluation: Option<Spread>,
     /// Samples drawn for training, all runs together.
     pub n_samples: usize,
+    /// Held-out samples that a reward could not judge, before training and after it, all runs together.
+    pub excluded: [usize; 2],
 }
 
 /// What an arm took, all runs together.
@@ -86,30 +88,35 @@ impl Spread {
 }
 
 impl Training {
-    pub(super) fn of(arms: &Arms, arm: &ArmRuns, optimised: &BTreeMap<String, f32>) -> Self {
+    pub(super) fn of(arms: &Arms, arm: &ArmRuns, target: Option<Quantity<'_>>) -> Self {
         let of_runs =
             |of: &dyn Fn(&Run) -> Option<f64>| Spread::of(&arm.runs.iter().filter_map(of).collect::<Vec<_>>());
         let diversity = |evaluation: &Evaluation| evaluation.metrics.get("held_out/diversity").copied();
-        let held_out = arms.watched.iter().map(|name| (name.clone(), held_out(arm, &of_reward(name))));
+        let watched = arms.watched.iter().map(|name| (name.clone(), held_out(arm, &of_reward(name))));
         let curve = |name: &str| (name.to_string(), curve(arm, name));
         let curves = CURVES.into_iter().map(curve).filter(|(_, points)| !points.is_empty());
         Self {
-            held_out: held_out.filter(|(_, points)| !points.is_empty()).collect(),
-            target: held_out_of_mix(arm, optimised),
+            held_out: watched.filter(|(_, points)| !points.is_empty()).collect(),
+            target: target.map(|target| held_out(arm, target)).unwrap_or_default(),
             curves: curves.collect(),
             shares: means(arm, |name| name.strip_prefix("rewards/")?.strip_suffix("/advantage_share")),
             correlations: means(arm, |name| name.strip_prefix("rewards/correlation/")),
             diversity_start: of_runs(&|run| diversity(run.ends()?.0)),
             diversity_end: of_runs(&|run| diversity(run.ends()?.1)),
-            kl: of_runs(&|run| mean_of(run, "kl", run.steps.len() - run.steps.len() / 10)),
-            with_evaluation: of_runs(&|run| with_evaluation(run, optimised, arms.evaluation.as_ref()?)),
+            kl: of_runs(&|run| mean_of(run, "kl", run.steps.len().saturating_sub((run.steps.len() / 10).max(1)))),
+            with_evaluation: of_runs(&|run| with_evaluation(run, target?, arms.evaluation.as_ref()?)),
             n_samples: arm.runs.iter().map(n_samples).sum(),
+            excluded: [
+                |run: &Run| run.ends().map(|ends| excluded(ends.0)),
+                |run: &Run| run.ends().map(|ends| excluded(ends.1)),
+            ]
+            .map(|of| arm.runs.iter().filter_map(of).sum()),
         }
     }
 }
 
 /// A quantity of held-out prompts at each evaluation that all runs of the arm have.
-fn held_out(arm: &ArmRuns, quantity: &dyn Fn(&super::record::Judged) -> Option<f64>) -> Vec<Point> {
+fn held_out(arm: &ArmRuns, quantity: Quantity<'_>) -> Vec<Point> {
     let Some(first) = arm.runs.first() else { return Vec::new() };
     let at = |step: usize| {
         let pair = |run: &'_ Run| run.evaluations.iter().position(|evaluation| evaluation.step == step);
@@ -121,10 +128,6 @@ fn held_out(arm: &ArmRuns, quantity: &dyn Fn(&super::record::Judged) -> Option<f
         Some(Point { step, mean: from + rise.mean, low: from + rise.low, high: from + rise.high })
     };
     first.evaluations.iter().filter_map(|evaluation| at(evaluation.step)).collect()
-}
-
-fn held_out_of_mix(arm: &ArmRuns, optimised: &BTreeMap<String, f32>) -> Vec<Point> {
-    held_out(arm, &of_mix(optimised))
 }
 
 /// A metric of the training steps, neighbours averaged, with the least and the greatest seed.
@@ -139,7 +142,9 @@ fn curve(arm: &ArmRuns, name: &str) -> Vec<Point> {
             Spread::of(&values).map(|spread| spread.mean)
         };
         let spread = Spread::of(&arm.runs.iter().filter_map(of_run).collect::<Vec<_>>())?;
-        Some(Point { step: to, mean: spread.mean, low: spread.low, high: spread.high })
+        // Steps done: their numbers begin at 0.
+        let step = arm.runs.first()?.steps.get(to - 1)?.get("step").map_or(to, |step| *step as usize + 1);
+        Some(Point { step, mean: spread.mean, low: spread.low, high: spread.high })
     };
     (0..n_steps).step_by(width).filter_map(at).collect()
 }
@@ -162,12 +167,12 @@ fn means(arm: &ArmRuns, short: impl Fn(&str) -> Option<&str>) -> BTreeMap<String
 }
 
 /// Pearson's correlation over a run's evaluations; `None` of fewer than three, or where one of the two never changes.
-fn with_evaluation(run: &Run, optimised: &BTreeMap<String, f32>, evaluation: &str) -> Option<f64> {
-    let mean = |at: &Evaluation, quantity: &dyn Fn(&super::record::Judged) -> Option<f64>| {
+fn with_evaluation(run: &Run, target: Quantity<'_>, evaluation: &str) -> Option<f64> {
+    let mean = |at: &Evaluation, quantity: Quantity<'_>| {
         let values: Vec<f64> = at.prompts.values().filter_map(quantity).collect();
         Spread::of(&values).map(|spread| spread.mean)
     };
-    let point = |at: &Evaluation| Some((mean(at, &of_mix(optimised))?, mean(at, &of_reward(evaluation))?));
+    let point = |at: &Evaluation| Some((mean(at, target)?, mean(at, &of_reward(evaluation))?));
     let points: Vec<(f64, f64)> = run.evaluations.iter().filter_map(point).collect();
     if points.len() < 3 {
         return None;
@@ -177,6 +182,10 @@ fn with_evaluation(run: &Run, optimised: &BTreeMap<String, f32>, evaluation: &st
     let sum = |of: &dyn Fn(f64, f64) -> f64| points.iter().map(|point| of(point.0 - x, point.1 - y)).sum::<f64>();
     let (xx, yy, xy) = (sum(&|x, _| x * x), sum(&|_, y| y * y), sum(&|x, y| x * y));
     (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
+}
+
+fn excluded(evaluation: &Evaluation) -> usize {
+    evaluation.metrics.get("held_out/excluded").map_or(0, |n| *n as usize)
 }
 
 /// Samples that a run drew for training.

@@ -1,11 +1,12 @@
 //! What an arm did, in a word: it improved what it never saw, or hacked it, or nothing.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
+use grpo::RunRewards;
 use serde::Serialize;
 
-use super::compare::{LEVEL, Side, of_mix, of_reward, paired};
+use super::OPTIMISED;
+use super::compare::{LEVEL, Quantity, Side, of_reward, paired};
 use crate::intervals::{Interval, bootstrap};
 
 /// What an arm did.
@@ -94,25 +95,36 @@ impl Kind {
     }
 }
 
-/// The verdict on an arm that optimises these rewards, from judges that it does not; `None` where its target is not watched.
+/// The verdict on an arm by its target and by judges that it does not optimise; `None` where there is no interval.
 ///
 /// All the intervals it rests on hold together at [`LEVEL`] (Bonferroni): each alone at `1 − (1 − LEVEL) / n`.
-pub(super) fn of(side: &Side<'_>, optimised: &BTreeMap<String, f32>, judges: &[String]) -> Option<Verdict> {
+pub(super) fn of(
+    side: &Side<'_>,
+    (rewards, target): (&RunRewards, Quantity<'_>),
+    judges: &[String],
+) -> Option<Verdict> {
     let level = 1.0 - (1.0 - LEVEL) / (judges.len() + 1) as f64;
     let rises = side.rises();
-    let interval =
-        |quantity: &dyn Fn(&super::record::Judged) -> Option<f64>| bootstrap(&paired(&rises, quantity)?.rows, level);
-    let target = interval(&of_mix(optimised))?;
+    let interval = |quantity: Quantity<'_>| bootstrap(&paired(&rises, quantity)?.rows, level);
+    let target = interval(target)?;
     let judged: Vec<(&str, Interval)> =
         judges.iter().filter_map(|name| Some((name.as_str(), interval(&of_reward(name))?))).collect();
     let kind = kind(&target, &judged.iter().map(|(_, interval)| *interval).collect::<Vec<_>>());
     let of = |(name, rise): (&str, Interval)| Evidence { name: name.into(), moved: moved(&rise), rise };
-    let evidence = std::iter::once((TARGET, target)).chain(judged).map(of).collect();
+    let name = target_name(rewards);
+    let evidence = std::iter::once((name.as_str(), target)).chain(judged).map(of).collect();
     Some(Verdict { kind, label: kind.label(), evidence })
 }
 
-/// What the weighted sum of an arm's rewards is called.
-const TARGET: &str = "what it optimises";
+/// What an arm's target is called: its reward, or the sum of several.
+fn target_name(rewards: &RunRewards) -> String {
+    let is_watched_as_one = rewards.held_out.iter().any(|name| name == OPTIMISED);
+    match rewards.optimised.iter().next().filter(|_| rewards.optimised.len() == 1 && !is_watched_as_one) {
+        Some((name, weight)) if *weight == 1.0 => format!("its own {name}"),
+        Some((name, weight)) => format!("its own {weight} × {name}"),
+        None => "the sum of its own rewards".into(),
+    }
+}
 
 fn moved(rise: &Interval) -> Moved {
     match (rise.low > 0.0, rise.high < 0.0) {

@@ -101,8 +101,8 @@ impl Manifest {
     /// Writes it so that the old one stays until the new one is whole.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(MANIFEST);
-        let write = || write_whole(&path, format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes());
-        write().map_err(|error| Error::file(&path, format!("{error}; the shards written before are kept")))
+        let text = serde_json::to_string_pretty(self).map_err(|error| Error::file(&path, error))?;
+        write_whole(&path, format!("{text}\n").as_bytes())
     }
 
     /// Takes in a shard that was just written.

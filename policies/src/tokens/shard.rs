@@ -65,7 +65,7 @@ pub(super) fn write(path: &Path, rows: &[NewRow]) -> Result<()> {
         .collect::<Result<_, safetensors::SafeTensorError>>()
         .map_err(|error| fault(&error))?;
     let bytes = safetensors::serialize(views, None).map_err(|error| fault(&error))?;
-    write_whole(path, &bytes).map_err(|error| fault(&error))
+    write_whole(path, &bytes)
 }
 
 fn code_bytes(codes: &[u16]) -> Vec<u8> {
