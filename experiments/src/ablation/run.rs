@@ -127,21 +127,20 @@ impl<Make, Done> Work<'_, Make, Done> {
         Done: Fn(&Cell<'_, A>, &RunFolder, &P) -> Result<(), BoxError>,
     {
         let clock = Instant::now();
-        let ran = self.run(cell);
-        let (label, seconds) = (cell.label(), clock.elapsed().as_secs_f64());
-        match ran {
+        let watch = Watch::new(&self.progress, cell.label());
+        match self.run(cell, &watch) {
             Ok(()) => {
-                self.progress.end_run(&format!("{label} {seconds:.0} s"));
+                watch.end(&format!("{:.0} s", clock.elapsed().as_secs_f64()));
                 None
             }
             Err(error) => {
-                self.progress.end_run(&format!("{label} FAILED: {error}"));
+                watch.end(&format!("FAILED: {error}"));
                 Some(Failed { arm: cell.arm.name.clone(), seed: cell.seed, error: error.to_string() })
             }
         }
     }
 
-    fn run<A, P: Policy>(&self, cell: &Cell<'_, A>) -> Result<(), BoxError>
+    fn run<A, P: Policy>(&self, cell: &Cell<'_, A>, watch: &Watch) -> Result<(), BoxError>
     where
         Make: Fn(&Cell<'_, A>) -> Made<P>,
         Done: Fn(&Cell<'_, A>, &RunFolder, &P) -> Result<(), BoxError>,
@@ -152,9 +151,9 @@ impl<Make, Done> Work<'_, Make, Done> {
             false => RunFolder::create(self.folder, &cell.arm.name, cell.seed)?,
         };
         let (trainer, config) = (self.make)(cell)?;
-        n_steps(&config)?;
-        let watch = Watch::new(Arc::clone(&self.progress), cell.label());
-        let mut trainer = trainer.record_quietly_in(&run, &config)?.observe(watch);
+        let n_steps = n_steps(&config)?;
+        let mut trainer = trainer.record_quietly_in(&run, &config)?.observe(watch.clone());
+        watch.begin_at(trainer.n_done(), n_steps);
         trainer.run()?;
         (self.done)(cell, &run, trainer.policy())?;
         Ok(write_whole(&folder.join(FINISHED), b"")?)

@@ -20,7 +20,7 @@ const BUDGET: u64 = 256 << 20;
 /// Score images with one or several rewards, each against every prompt.
 #[derive(Args)]
 pub struct Score {
-    /// Which reward: clip, hps, brightness, compressibility, geneval, or the NAME of a --scorer; may be given again.
+    /// Which reward: clip, hps, brightness, compressibility, random, geneval, or the NAME of a --scorer; may be given again.
     #[arg(long, required = true)]
     reward: Vec<String>,
     #[command(flatten)]
@@ -183,13 +183,14 @@ fn source(name: &str, scorers: &Scorers) -> Outcome<RewardSource> {
         "hps" => RewardSource::Hps(plain),
         "geneval" => RewardSource::Geneval(plain),
         "brightness" => RewardSource::Brightness(plain),
+        "random" => RewardSource::Random(plain),
         "compressibility" => RewardSource::Compressibility(plain),
         other if scorers.names().any(|given| given == other) => {
             RewardSource::Given(GivenFile { name: other.into(), counts: plain })
         }
         other => {
             return Err(Failure::user(format!(
-                "--reward {other}: no such reward; give clip, hps, brightness, compressibility, geneval, or add --scorer \
+                "--reward {other}: no such reward; give clip, hps, brightness, compressibility, random, geneval, or add --scorer \
                  {other}=WHERE"
             )));
         }

@@ -134,6 +134,9 @@ pub struct Process {
 /// A quantity of a held-out prompt.
 pub(super) type Quantity<'a> = &'a dyn Fn(&Judged) -> Option<f64>;
 
+/// What a run optimises, as such a quantity.
+pub(super) type Target = Box<dyn Fn(&Judged) -> Option<f64>>;
+
 /// Two evaluations a seed, and what differs between them.
 pub(super) struct Paired {
     pub(super) before: f64,
@@ -221,7 +224,7 @@ pub(super) fn of_reward(name: &str) -> impl Fn(&Judged) -> Option<f64> + use<> {
 
 /// What a run optimises, as a quantity of a held-out prompt: the mix where it is watched as one, or else the weighted sum of
 /// its rewards. `None` where they are not watched as they are optimised: some not at all, or without their changes or gates.
-pub(super) fn of_target(rewards: &RunRewards) -> Option<Box<dyn Fn(&Judged) -> Option<f64>>> {
+pub(super) fn of_target(rewards: &RunRewards) -> Option<Target> {
     if rewards.held_out.iter().any(|name| name == OPTIMISED) {
         return Some(Box::new(of_reward(OPTIMISED)));
     }

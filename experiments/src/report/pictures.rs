@@ -88,6 +88,14 @@ fn ends(arm: Option<&super::arms::ArmRuns>, seed: u64) -> Option<(&Evaluation, &
     arm?.runs.iter().find(|run| run.seed == seed)?.ends()
 }
 
+/// A prompt of which every arm has kept the same draw.
+struct Kept<'a> {
+    prompt: String,
+    draw: usize,
+    /// The arms' names, and what became of the prompt in each.
+    all: Vec<(&'a str, &'a Judged)>,
+}
+
 fn rows(columns: &[(&str, &Evaluation)], n_prompts: usize, shown: &[String]) -> Result<Vec<Row>> {
     let Some((_, first)) = columns.first() else { return Ok(Vec::new()) };
     // The first draw that every arm has kept of the same prompt.
@@ -95,11 +103,11 @@ fn rows(columns: &[(&str, &Evaluation)], n_prompts: usize, shown: &[String]) -> 
         let all = columns.iter().map(|(arm, evaluation)| Some((*arm, evaluation.prompts.get(idx)?)));
         let all = all.collect::<Option<Vec<_>>>().filter(|all| all.iter().all(|(_, j)| j.text == prompt.text))?;
         let draw = prompt.scores.keys().copied().find(|draw| all.iter().all(|(_, judged)| judged.is_kept(*draw)))?;
-        Some((prompt.text.clone(), draw, all))
+        Some(Kept { prompt: prompt.text.clone(), draw, all })
     };
-    let kept: Vec<(String, usize, Vec<(&str, &Judged)>)> = first.prompts.iter().filter_map(kept).collect();
+    let kept: Vec<Kept<'_>> = first.prompts.iter().filter_map(kept).collect();
     let every = kept.len().div_ceil(n_prompts.max(1)).max(1);
-    let row = |(prompt, draw, all): &(String, usize, Vec<(&str, &Judged)>)| {
+    let row = |Kept { prompt, draw, all }: &Kept<'_>| {
         let cells = all.iter().map(|(arm, judged)| cell(arm, judged, (*draw, shown)));
         Ok(Row { prompt: prompt.clone(), cells: cells.collect::<Result<_>>()? })
     };
