@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::advantage::mean;
 use crate::metrics::diversity;
 use crate::observe::Metrics;
-use crate::{Error, Group, GroupSampler, IndexedPrompt, Policy, Prompt, Result, Rollout, Seed};
+use crate::{Error, Group, GroupSampler, IndexedPrompt, Policy, Prompt, Result, Rollout, RunRewards, Seed};
 
 /// What the rewards gave on average for each prompt.
 ///
@@ -51,17 +51,17 @@ impl<P: Policy> HeldOut<P> {
         self.seed
     }
 
-    /// All that has a say in each reward.
-    pub(crate) fn sources(&self) -> BTreeMap<String, BTreeSet<String>> {
-        let sources = Rollout::<P>::reward_sources(&self.sampler).into_iter().map(BTreeSet::from_iter);
-        self.reward_names().into_iter().zip(sources).collect()
-    }
-
-    /// Texts of held-out prompts that these have as well.
-    pub(crate) fn among(&self, trained: &[Prompt]) -> BTreeSet<String> {
+    /// Adds what is watched, and which of its prompts are trained on as well.
+    pub(crate) fn watched(&self, optimised: RunRewards, trained: &[Prompt]) -> RunRewards {
         let trained: BTreeSet<&str> = trained.iter().map(|prompt| prompt.text.as_str()).collect();
-        let held_out = self.prompts.iter().map(|prompt| &prompt.text);
-        held_out.filter(|text| trained.contains(text.as_str())).cloned().collect()
+        let texts = self.prompts.iter().map(|prompt| &prompt.text);
+        let sources = Rollout::<P>::reward_sources(&self.sampler).into_iter().map(BTreeSet::from_iter);
+        RunRewards {
+            held_out: self.reward_names(),
+            held_out_sources: self.reward_names().into_iter().zip(sources).collect(),
+            trained_on: texts.filter(|text| trained.contains(text.as_str())).cloned().collect(),
+            ..optimised
+        }
     }
 
     pub(crate) fn reward_names(&self) -> Vec<String> {

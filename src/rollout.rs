@@ -352,8 +352,7 @@ impl<S> OverlappedSampler<S> {
         Self { plan: Plan::new(rewards.into(), group_size, rows_per_call), times: BTreeMap::new() }
     }
 
-    /// What becomes of a sample that a reward cannot judge; an error where this is not called. A trainer's configuration
-    /// does not reach a sampler: give both the same rule.
+    /// As [`GroupSampler::on_failed`].
     #[must_use]
     pub fn on_failed(mut self, failed: FailedScores) -> Self {
         self.plan.failed = failed;

@@ -147,8 +147,7 @@ impl<P: Policy> Trainer<P> {
             &self.rollout.reward_names(),
             &held_out,
         )?;
-        // A line of an evaluation says that its samples are there, and the board shows first and last ones side by side:
-        // both come after the files.
+        // A line of an evaluation says that its samples are there, and the board shows them: both come after the files.
         Ok(self
             .observe(SampleFiles::create(run, log.panel_groups).held_out_pictures(log.held_out_pictures))
             .observe(JsonLines::create(run, first_step)?)
@@ -156,13 +155,12 @@ impl<P: Policy> Trainer<P> {
     }
 
     fn rewards_of_run(&self) -> RunRewards {
-        RunRewards {
+        let optimised = RunRewards {
             optimised: self.rollout.reward_names().into_iter().zip(self.rollout.reward_weights()).collect(),
             sources: self.rollout.reward_sources().into_iter().flatten().collect(),
-            held_out: self.held_out.as_ref().map(HeldOut::reward_names).unwrap_or_default(),
-            held_out_sources: self.held_out.as_ref().map(HeldOut::sources).unwrap_or_default(),
-            trained_on: self.held_out.as_ref().map(|held_out| held_out.among(&self.prompts)).unwrap_or_default(),
-        }
+            ..Default::default()
+        };
+        self.held_out.iter().fold(optimised, |optimised, held_out| held_out.watched(optimised, &self.prompts))
     }
 
     /// Takes over a checkpoint of the same run.
