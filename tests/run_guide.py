@@ -48,4 +48,4 @@ reports = sorted(path.parent for path in folder.glob("**/report.html"))
 assert len(reports) == 4, reports
 for report in reports:
     text = (report / "report.md").read_text()
-    assert "## What each arm did" in text and "Every run of a seed begins with the same samples" in text, text[:2000]
+    assert "## What each arm did" in text and "Runs of one seed begin with the same held-out scores" in text, text[:2000]

@@ -10,8 +10,6 @@ use serde_json::Value;
 
 use super::Ablation;
 
-const FILE: &str = "ablation.json";
-
 /// What an ablation is: written before its first run, and read by reports.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,6 +44,9 @@ pub struct ArmPlan {
 }
 
 impl Plan {
+    /// Where it stands in an ablation's folder.
+    pub(crate) const FILE: &str = "ablation.json";
+
     /// That of an ablation; an error names what cannot be meant.
     pub(super) fn of<A: Serialize>(ablation: &Ablation<A>) -> Result<Self> {
         let arm = |arm: &super::Arm<A>| {
@@ -95,7 +96,7 @@ impl Plan {
 
     /// The plan in a folder; `None` where there is none.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(FILE);
+        let path = folder.join(Plan::FILE);
         if !path.exists() {
             return Ok(None);
         }
@@ -122,7 +123,7 @@ impl Plan {
 
     /// Writes it into the folder.
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(FILE);
+        let path = folder.join(Plan::FILE);
         let text = serde_json::to_string_pretty(self).map_err(|error| Error::file(&path, error))?;
         write_whole(&path, format!("{text}\n").as_bytes())
     }
@@ -138,7 +139,7 @@ fn same(folder: &Path, what: &str, before: &Value, now: &Value) -> Result<()> {
     let (key, before, now) = difference("", before, &now);
     let key = if key.is_empty() { "its setting".into() } else { key };
     Err(Error::file(
-        folder.join(FILE),
+        folder.join(Plan::FILE),
         format!(
             "{what} was run with {key} = {before} and is now {now}; go on with the former, give it another name, or choose \
              another folder with --out"
@@ -150,7 +151,7 @@ fn same(folder: &Path, what: &str, before: &Value, now: &Value) -> Result<()> {
 fn is_folder_name(name: &str) -> bool {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "_-.+".contains(letter);
     // What else is in the ablation's folder, on systems that tell no capitals apart too.
-    let taken = ["lock", "report", FILE].iter().any(|taken| name.eq_ignore_ascii_case(taken));
+    let taken = ["lock", "report", Plan::FILE].iter().any(|taken| name.eq_ignore_ascii_case(taken));
     !name.is_empty() && !taken && !name.starts_with('.') && name.chars().all(plain)
 }
 

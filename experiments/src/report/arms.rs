@@ -49,7 +49,7 @@ pub enum Pairing {
 
 impl Arms {
     pub(super) fn of(found: Found, options: &Options) -> Result<Self> {
-        let Found { plan, runs, mut left_out } = found;
+        let Found { plan, is_whole, runs, mut left_out } = found;
         let place = runs.first().map(|run| run.path.clone()).unwrap_or_default();
         let planned = plan.as_ref().map_or(&[][..], |plan| plan.arms.as_slice());
         let arms = sorted(runs, planned, &mut left_out);
@@ -82,7 +82,7 @@ impl Arms {
             }
             (asked, _) => asked.iter().map(|name| known(name, "--judge", &there)).collect::<Result<_>>()?,
         };
-        if let Some(plan) = &plan {
+        if let Some(plan) = plan.as_ref().filter(|_| is_whole) {
             left_out.extend(not_begun(plan, &arms, &left_out));
         }
         Ok(Self {

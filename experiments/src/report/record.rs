@@ -20,6 +20,8 @@ const DEPTH: usize = 3;
 pub(super) struct Found {
     /// The plan of the ablation among them, or of that which they are in.
     pub(super) plan: Option<Plan>,
+    /// Whether its whole folder was named, so that what is missing there is to be told.
+    pub(super) is_whole: bool,
     pub(super) runs: Vec<Run>,
     /// Runs that cannot be read, or are not whole.
     pub(super) left_out: Vec<LeftOut>,
@@ -91,6 +93,7 @@ pub(super) fn find(folders: &[&Path]) -> Result<Found> {
     let mut found = Found::default();
     for folder in folders {
         if let Some(plan) = plan_of(folder)? {
+            found.is_whole |= folder.join(Plan::FILE).exists();
             found.plan.get_or_insert(plan);
         }
         let before = found.runs.len() + found.left_out.len();
