@@ -4,6 +4,7 @@
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// Width of a chart in pixels: that of a narrow phone, so that its letters are not made smaller there.
 const WIDTH: u32 = 360;
@@ -50,11 +51,53 @@ pub(super) struct Line {
 
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// Means with their intervals, a row each, beside a line at zero.
+impl Bar {
+    /// How far it reaches from zero.
+    fn reach(&self) -> f64 {
+        self.low.abs().max(self.high.abs())
+    }
+
+    /// Which side it lies on, where none of it is between these ends.
+    fn beyond(&self, (low, high): (f64, f64)) -> Option<Side> {
+        match (self.high < low, self.low > high) {
+            (true, _) => Some(Side::Left),
+            (_, true) => Some(Side::Right),
+            _ => None,
+        }
+    }
+}
+
+enum Side {
+    Left,
+    Right,
+}
+
+/// So many times as far as the others reach is too far: an axis that held it would show of them nothing.
+const FAR: f64 = 3.0;
+
+/// The ends of the axis: of all bars and zero, or without those that reach far beyond the others.
+fn ends(bars: &[Bar]) -> (f64, f64) {
+    let of = |bars: &[&Bar]| range(bars.iter().flat_map(|bar| [bar.low, bar.high, 0.0]));
+    let mut kept: Vec<&Bar> = bars.iter().collect();
+    kept.sort_by(|a, b| a.reach().total_cmp(&b.reach()));
+    let next = |kept: &[&Bar]| Some(kept.len().checked_sub(2).and_then(|at| kept.get(at))?.reach() * FAR);
+    // Of three or more, at least two are others.
+    while kept.len() > 2 && kept.last().zip(next(&kept)).is_some_and(|(far, next)| far.reach() > next) {
+        kept.pop();
+    }
+    let few = of(&kept);
+    if bars.iter().all(|bar| kept.iter().any(|kept| std::ptr::eq(*kept, bar)) || bar.beyond(few).is_some()) {
+        few
+    } else {
+        of(&bars.iter().collect::<Vec<_>>())
+    }
+}
+
+/// Means with their intervals, a row each, beside a line at zero. One far beyond the others is an arrow with its mean.
 pub(super) fn intervals(title: &str, bars: &[Bar]) -> Option<String> {
     let height = 62 + 24 * bars.len() as u32;
     drawn(height, title, |area| {
-        let (low, high) = range(bars.iter().flat_map(|bar| [bar.low, bar.high, 0.0]));
+        let (low, high) = ends(bars);
         let n = bars.len() as f64;
         let longest = bars.iter().map(|bar| bar.label.chars().count()).max().unwrap_or(0) as u32;
         let mut chart = ChartBuilder::on(area)
@@ -81,8 +124,23 @@ pub(super) fn intervals(title: &str, bars: &[Bar]) -> Option<String> {
         chart.draw_series(LineSeries::new([(0.0, -0.5), (0.0, n - 0.5)], INK.stroke_width(1)))?;
         for (row, bar) in bars.iter().enumerate() {
             let (y, colour) = (n - 1.0 - row as f64, colour(bar.arm));
-            chart.draw_series(LineSeries::new([(bar.low, y), (bar.high, y)], colour.stroke_width(3)))?;
-            chart.draw_series([Circle::new((bar.mean, y), 4, colour.filled())])?;
+            let style = ("sans-serif", LETTERS).into_font().color(&colour);
+            let mean = number(&bar.mean);
+            let arrow = match bar.beyond((low, high)) {
+                Some(Side::Left) => Some((format!("◀ {mean}"), low, HPos::Left)),
+                Some(Side::Right) => Some((format!("{mean} ▶"), high, HPos::Right)),
+                None => None,
+            };
+            match arrow {
+                Some((text, x, side)) => {
+                    let style = style.pos(Pos::new(side, VPos::Center));
+                    chart.draw_series([Text::new(text, (x, y), style)])?;
+                }
+                None => {
+                    chart.draw_series(LineSeries::new([(bar.low, y), (bar.high, y)], colour.stroke_width(3)))?;
+                    chart.draw_series([Circle::new((bar.mean, y), 4, colour.filled())])?;
+                }
+            }
             // Labels are written here: an axis of the library's own measures letters that it cannot see.
             let (_, pixel) = chart.backend_coord(&(low, y));
             let style = ("sans-serif", LETTERS).into_font().color(&INK);
@@ -241,4 +299,54 @@ fn number(x: &f64) -> String {
     };
     let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
     if text == "-0" { "0".into() } else { text.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bars(ends: &[(f64, f64)]) -> Vec<Bar> {
+        let bar = |(at, &(low, high)): (usize, &(f64, f64))| Bar {
+            label: format!("arm {at}"),
+            arm: at,
+            mean: (low + high) / 2.0,
+            low,
+            high,
+        };
+        ends.iter().enumerate().map(bar).collect()
+    }
+
+    #[test]
+    fn one_far_beyond_the_others_is_an_arrow() {
+        let near = [(0.02, 0.05), (-0.02, 0.01), (0.01, 0.04)];
+        let svg = |ends: &[(f64, f64)]| intervals("a", &bars(ends)).unwrap();
+        assert_eq!(svg(&near).matches("<circle").count(), 3);
+        let far = svg(&[near.as_slice(), &[(-0.6, -0.4)]].concat());
+        assert_eq!(far.matches("<circle").count(), 3);
+        assert!(far.contains("◀ -0.5"), "{far}");
+        let right = svg(&[near.as_slice(), &[(0.4, 0.6)], &[(0.5, 0.7)]].concat());
+        assert_eq!(right.matches("<circle").count(), 5, "two that reach as far are not alone");
+        // One that reaches far and begins among the others cannot be left out of the axis.
+        assert_eq!(svg(&[near.as_slice(), &[(0.0, 0.9)]].concat()).matches("<circle").count(), 4);
+        assert!(intervals("none", &[]).is_some_and(|svg| !svg.contains("NaN")));
+    }
+
+    #[test]
+    fn numbers_on_an_axis_are_short() {
+        let check = |x: f64, expected: &str| assert_eq!(number(&x), expected);
+        check(0.02, "0.02");
+        check(-0.0, "0");
+        check(118.0, "118");
+        check(-0.5, "-0.5");
+        check(12.34, "12.3");
+    }
+
+    #[test]
+    fn curves_of_one_value_and_of_none_can_be_drawn() {
+        let line = |points: &[(f64, f64, f64, f64)]| Line { label: "a".into(), arm: 0, points: points.to_vec() };
+        let flat = line(&[(0.0, 1.0, 1.0, 1.0), (5.0, 1.0, 1.0, 1.0)]);
+        for svg in [curves("a", &[flat]), curves("a", &[line(&[])]), two_axes("a", &line(&[]), &line(&[]))] {
+            assert!(svg.is_some_and(|svg| !svg.contains("NaN") && !svg.contains("inf")));
+        }
+    }
 }
