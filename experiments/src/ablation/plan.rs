@@ -64,7 +64,10 @@ impl Plan {
             arms: ablation.arms.iter().map(arm).collect::<Result<_>>()?,
         };
         plan.check()?;
-        Ok(plan)
+        match ablation.only.iter().find(|name| !plan.arms.iter().any(|arm| arm.name == **name)) {
+            None => Ok(plan),
+            Some(name) => Err(Error::config(format!("`{name}` alone is to be run and is no arm; give an arm's name"))),
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -217,6 +220,7 @@ mod tests {
         for name in ["", "a/b", "..", "a b", "Report"] {
             assert!(error(&ablation(&[(name, 1.0)], &[0])).contains("is to name a folder"), "{name}");
         }
+        assert!(error(&ablation(&[("a", 1.0)], &[0]).only(vec!["b".into()])).contains("`b` alone is to be run"));
         let unknown = ablation(&[("a", 1.0)], &[0]).compared_with("clip");
         assert!(error(&unknown).contains("the baseline `clip` is no arm; the arms are [\"a\"]"));
     }

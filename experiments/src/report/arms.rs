@@ -56,7 +56,7 @@ impl Arms {
         let all = || arms.iter().flat_map(|arm| &arm.runs);
         let Some(watched) = shared_rewards(all()) else {
             let why = left_out.first().map_or(String::new(), |left| format!(" (of {}: {})", left.run, left.why));
-            return Err(Error::file(place, format!("no run is whole, and nothing can be compared{why}")));
+            return Err(Error::config(format!("no run is whole, and nothing can be compared{why}")));
         };
         if watched.is_empty() {
             return Err(Error::file(place, "the runs watch no reward in common; hold out the same in each"));
