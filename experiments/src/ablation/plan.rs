@@ -159,16 +159,9 @@ fn is_folder_name(name: &str) -> bool {
 }
 
 /// Something that is there more than once.
-fn twice<T: Ord>(items: impl IntoIterator<Item = T>) -> Option<T> {
+fn twice<T: Clone + Ord>(items: impl IntoIterator<Item = T>) -> Option<T> {
     let mut seen = BTreeSet::new();
-    items.into_iter().find_map(|item| {
-        if seen.contains(&item) {
-            Some(item)
-        } else {
-            seen.insert(item);
-            None
-        }
-    })
+    items.into_iter().find(|item| !seen.insert(item.clone()))
 }
 
 /// The first place at which two settings differ, with what is there in each.

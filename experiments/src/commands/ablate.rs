@@ -47,12 +47,9 @@ impl Ablate {
         let steps: usize = chosen.iter().map(|arm| arm.file.n_steps * file.seeds.len()).sum();
         let names: Vec<String> = chosen.iter().map(|arm| arm.name.clone()).collect();
         let (name, named) = (&file.name, names.join(", "));
-        let judged: Vec<RewardSource> = arms.first().map(|arm| arm.file.held_out.rewards.clone()).unwrap_or_default();
-        let judged: Vec<RewardSource> =
-            judged.into_iter().filter(|reward| judges.iter().any(|judge| judge == reward.name())).collect();
         let mut ablation = Ablation::new(name.clone(), file.seeds.clone())
-            .judged_by(judges)
-            .sharing(parts.shared(&judged)?)
+            .judged_by(judges.iter().map(RewardSource::name))
+            .sharing(parts.shared(&judges)?)
             .at_once(self.at_once);
         if let Some(baseline) = &file.baseline {
             ablation = ablation.compared_with(baseline);

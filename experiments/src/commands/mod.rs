@@ -132,10 +132,13 @@ impl PolicyArgs {
     /// What runs that start from it share: the checksums of its files, or that it is embedded, and in what it computes.
     pub fn fingerprint(&self) -> Outcome<Value> {
         let mut files = BTreeMap::new();
-        for folder in self.policy.iter().flat_map(|folder| [folder.clone(), folder.join("cosmos")]) {
-            let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+        for (policy, part) in self.policy.iter().flat_map(|policy| [(policy, ""), (policy, "cosmos")]) {
+            // Loading it tells of a folder that is missing.
+            let Ok(entries) = std::fs::read_dir(policy.join(part)) else { continue };
             for path in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file()) {
-                files.insert(path.display().to_string(), sha256(&path)?);
+                // By its name in the folder, however that was spelt.
+                let name = path.strip_prefix(policy).unwrap_or(&path).display().to_string();
+                files.insert(name, sha256(&path)?);
             }
         }
         let device = self.device.device.split(':').next().unwrap_or_default();

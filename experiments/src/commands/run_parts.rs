@@ -71,10 +71,7 @@ impl RunParts {
     /// What decides the runs of an ablation beside their configurations: the policy they start from, the prompts, and the
     /// scorers that these rewards ask for.
     pub fn shared(&self, rewards: &[RewardSource]) -> Outcome<Value> {
-        let asked: BTreeSet<String> = rewards.iter().flat_map(RewardSource::scorers).collect();
-        let scorers: BTreeMap<String, String> =
-            self.scorers.origins()?.into_iter().filter(|(name, _)| asked.contains(name)).collect();
-        let judges = Judges::new([&[], rewards], &scorers, [&self.trained, &self.held_out])?;
+        let judges = Judges::new([&[], rewards], &self.scorers_of(rewards)?, [&self.trained, &self.held_out])?;
         Ok(json!({"judges": judges, "policy": self.args.policy.fingerprint()?}))
     }
 

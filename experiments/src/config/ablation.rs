@@ -92,12 +92,12 @@ impl AblationFile {
         })
     }
 
-    /// Every arm's configuration, and the names of the rewards that judge: those that the base watches.
+    /// Every arm's configuration, and the rewards that judge: those that the base watches.
     ///
     /// All arms watch the same: what the base watches, and what any arm optimises.
-    pub fn runs(&self) -> Outcome<(Vec<ArmRun>, Vec<String>)> {
+    pub fn runs(&self) -> Outcome<(Vec<ArmRun>, Vec<RewardSource>)> {
         let base = self.base()?;
-        let judges: Vec<String> = base.held_out.rewards.iter().map(|reward| reward.name().to_string()).collect();
+        let judges = base.held_out.rewards.clone();
         // With every default filled in, so that what an arm changes is merged into what is there.
         let base = toml::Table::try_from(&base).map_err(anyhow::Error::from)?;
         let last = self.quick.as_ref().filter(|_| self.is_quick).map(|quick| &quick.changes);
@@ -119,7 +119,7 @@ impl AblationFile {
             None => Ok((arms, judges)),
             Some(name) => Err(Failure::user(format!(
                 "evaluation = \"{name}\" is not watched; add it to base.held_out.rewards, which has {}",
-                judges.join(", ")
+                judges.iter().map(RewardSource::name).collect::<Vec<_>>().join(", ")
             ))),
         }
     }
@@ -133,7 +133,7 @@ impl AblationFile {
             seeds: self.seeds.clone(),
             baseline: self.baseline.clone(),
             evaluation: self.evaluation.clone(),
-            judges,
+            judges: judges.iter().map(|judge| judge.name().to_string()).collect(),
             arms: arms.into_iter().map(|arm| arm.file.under(seed)).collect(),
         })
     }
@@ -198,6 +198,12 @@ impl ArmFile {
         if self.changes.contains_key("seed") {
             return Err(Failure::user(format!(
                 "arm `{}`: every arm has the seeds of the ablation; take `seed` out",
+                self.name
+            )));
+        }
+        if self.changes.get("held_out").and_then(|held_out| held_out.get("rewards")).is_some() {
+            return Err(Failure::user(format!(
+                "arm `{}`: every arm is judged by the same; name held_out.rewards in [base]",
                 self.name
             )));
         }
@@ -314,6 +320,7 @@ objective.kl_weight = 0.5
         refused("seeds = [0]\n[base]", "seeds = [0]\nevaluation = \"genevall\"\n[base]", "\"genevall\" is not watched");
         refused("rewards = [{ clip = {} }]\n", "", "arm `one` has no rewards");
         refused("optim.lr = 5e-3", "seed = 3", "take `seed` out");
+        refused("optim.lr = 5e-3", "held_out.rewards = [{ hps = {} }]", "every arm is judged by the same");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Drawn by `plotters` without its font libraries, so text is measured roughly and laid out with room to spare.
 
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -49,6 +50,18 @@ pub(super) struct Line {
     pub(super) points: Vec<(f64, f64, f64, f64)>,
 }
 
+impl Line {
+    fn course(&self) -> Vec<(f64, f64)> {
+        self.points.iter().map(|point| (point.0, point.1)).collect()
+    }
+
+    /// The band as an outline: along its upper end, and back along its lower one.
+    fn band(&self) -> Vec<(f64, f64)> {
+        let back = self.points.iter().rev().map(|point| (point.0, point.2));
+        self.points.iter().map(|point| (point.0, point.3)).chain(back).collect()
+    }
+}
+
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 impl Bar {
@@ -78,19 +91,14 @@ const FAR: f64 = 3.0;
 /// The ends of the axis: of all bars and zero, or without those that reach far beyond the others.
 fn ends(bars: &[Bar]) -> (f64, f64) {
     let of = |bars: &[&Bar]| range(bars.iter().flat_map(|bar| [bar.low, bar.high, 0.0]));
-    let mut kept: Vec<&Bar> = bars.iter().collect();
-    kept.sort_by(|a, b| a.reach().total_cmp(&b.reach()));
-    let next = |kept: &[&Bar]| Some(kept.len().checked_sub(2).and_then(|at| kept.get(at))?.reach() * FAR);
+    let mut all: Vec<&Bar> = bars.iter().collect();
+    all.sort_by(|a, b| a.reach().total_cmp(&b.reach()));
+    let is_far = |pair: &[&Bar]| matches!(pair, [next, far] if far.reach() > FAR * next.reach());
     // Of three or more, at least two are others.
-    while kept.len() > 2 && kept.last().zip(next(&kept)).is_some_and(|(far, next)| far.reach() > next) {
-        kept.pop();
-    }
-    let few = of(&kept);
-    if bars.iter().all(|bar| kept.iter().any(|kept| std::ptr::eq(*kept, bar)) || bar.beyond(few).is_some()) {
-        few
-    } else {
-        of(&bars.iter().collect::<Vec<_>>())
-    }
+    let n_kept = (3..=all.len()).rev().find(|n| !is_far(&all[n - 2..*n])).unwrap_or(all.len().min(2));
+    let (kept, far) = all.split_at(n_kept);
+    let few = of(kept);
+    if far.iter().all(|bar| bar.beyond(few).is_some()) { few } else { of(&all) }
 }
 
 /// Means with their intervals, a row each, beside a line at zero. One far beyond the others is an arrow with its mean.
@@ -106,10 +114,6 @@ pub(super) fn intervals(title: &str, bars: &[Bar]) -> Option<String> {
             .x_label_area_size(24)
             .y_label_area_size((8 * longest + 12).clamp(40, 190))
             .build_cartesian_2d(low..high, -0.5..n - 0.5)?;
-        let name = |at: &f64| {
-            let at = (n - 1.0 - at).round();
-            bars.get(at as usize).map_or(String::new(), |bar| bar.label.clone())
-        };
         chart
             .configure_mesh()
             .disable_y_mesh()
@@ -144,7 +148,7 @@ pub(super) fn intervals(title: &str, bars: &[Bar]) -> Option<String> {
             // Labels are written here: an axis of the library's own measures letters that it cannot see.
             let (_, pixel) = chart.backend_coord(&(low, y));
             let style = ("sans-serif", LETTERS).into_font().color(&INK);
-            area.draw_text(&name(&y), &style, (8, pixel - LETTERS / 2 - area.get_base_pixel().1))?;
+            area.draw_text(&bar.label, &style, (8, pixel - LETTERS / 2 - area.get_base_pixel().1))?;
         }
         Ok(())
     })
@@ -164,23 +168,11 @@ pub(super) fn curves(title: &str, lines: &[Line]) -> Option<String> {
             .x_label_area_size(24)
             .y_label_area_size(52)
             .build_cartesian_2d(first..last, low..high)?;
-        chart
-            .configure_mesh()
-            .bold_line_style(FAINT)
-            .light_line_style(TRANSPARENT)
-            .axis_style(FAINT)
-            .x_labels(5)
-            .y_labels(5)
-            .x_label_formatter(&|step| format!("{step:.0}"))
-            .y_label_formatter(&number)
-            .label_style(("sans-serif", LETTERS, &INK))
-            .draw()?;
+        draw_axes(&mut chart, &INK)?;
         for line in lines {
             let colour = colour(line.arm);
-            let ends = line.points.iter().map(|p| (p.0, p.3)).chain(line.points.iter().rev().map(|p| (p.0, p.2)));
-            chart.draw_series([Polygon::new(ends.collect::<Vec<_>>(), colour.mix(0.13))])?;
-            let course = line.points.iter().map(|point| (point.0, point.1));
-            chart.draw_series(LineSeries::new(course, colour.stroke_width(2)))?;
+            chart.draw_series([Polygon::new(line.band(), colour.mix(0.13))])?;
+            chart.draw_series(LineSeries::new(line.course(), colour.stroke_width(2)))?;
         }
         draw_legend(&legend_area, lines)
     })
@@ -201,17 +193,7 @@ pub(super) fn two_axes(title: &str, left: &Line, right: &Line) -> Option<String>
             .right_y_label_area_size(52)
             .build_cartesian_2d(first..last, low..high)?
             .set_secondary_coord(first..last, right_low..right_high);
-        chart
-            .configure_mesh()
-            .bold_line_style(FAINT)
-            .light_line_style(TRANSPARENT)
-            .axis_style(FAINT)
-            .x_labels(5)
-            .y_labels(5)
-            .x_label_formatter(&|step| format!("{step:.0}"))
-            .y_label_formatter(&number)
-            .label_style(("sans-serif", LETTERS, &colour(1)))
-            .draw()?;
+        draw_axes(&mut chart, &colour(1))?;
         chart
             .configure_secondary_axes()
             .axis_style(FAINT)
@@ -219,21 +201,35 @@ pub(super) fn two_axes(title: &str, left: &Line, right: &Line) -> Option<String>
             .y_label_formatter(&number)
             .label_style(("sans-serif", LETTERS, &second))
             .draw()?;
-        let course = |line: &Line| line.points.iter().map(|point| (point.0, point.1)).collect::<Vec<_>>();
-        let band = |line: &Line| {
-            let down = line.points.iter().rev().map(|point| (point.0, point.2));
-            line.points.iter().map(|point| (point.0, point.3)).chain(down).collect::<Vec<_>>()
-        };
-        chart.draw_series([Polygon::new(band(left), colour(1).mix(0.13))])?;
-        chart.draw_secondary_series([Polygon::new(band(right), second.mix(0.13))])?;
-        chart.draw_series(LineSeries::new(course(left), colour(1).stroke_width(2)))?;
-        chart.draw_secondary_series(DashedLineSeries::new(course(right), 6, 4, second.stroke_width(2)))?;
+        chart.draw_series([Polygon::new(left.band(), colour(1).mix(0.13))])?;
+        chart.draw_secondary_series([Polygon::new(right.band(), second.mix(0.13))])?;
+        chart.draw_series(LineSeries::new(left.course(), colour(1).stroke_width(2)))?;
+        chart.draw_secondary_series(DashedLineSeries::new(right.course(), 6, 4, second.stroke_width(2)))?;
         let style = |colour: &RGBColor| ("sans-serif", LETTERS).into_font().color(colour);
         legend.draw_text(&format!("left: {}", left.label), &style(&colour(1)), (8, 2))?;
         legend.draw_text(&format!("right, dashed: {}", right.label), &style(&second), (8, 20))?;
         Ok(())
     })
 }
+
+/// Steps below, values on the left, in this colour.
+fn draw_axes(chart: &mut Plane<'_, '_>, letters: &RGBColor) -> Drawn {
+    chart
+        .configure_mesh()
+        .bold_line_style(FAINT)
+        .light_line_style(TRANSPARENT)
+        .axis_style(FAINT)
+        .x_labels(5)
+        .y_labels(5)
+        .x_label_formatter(&|step| format!("{step:.0}"))
+        .y_label_formatter(&number)
+        .label_style(("sans-serif", LETTERS, letters))
+        .draw()?;
+    Ok(())
+}
+
+/// A chart over numbers.
+type Plane<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 /// Entries of a legend in one row of it.
 const PER_ROW: usize = 2;

@@ -1,6 +1,6 @@
 //! The course of an arm's numbers while it was trained, over its seeds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use grpo::observe::Metrics;
 use serde::Serialize;
@@ -44,7 +44,7 @@ pub struct Spread {
 pub struct Training {
     /// Held-out rewards at each evaluation, with the interval of their rise around the start's mean.
     pub held_out: BTreeMap<String, Vec<Point>>,
-    /// The weighted sum of what is optimised, likewise.
+    /// What is optimised, likewise.
     pub target: Vec<Point>,
     /// Numbers of the training steps, with the least and the greatest seed.
     pub curves: BTreeMap<String, Vec<Point>>,
@@ -106,11 +106,11 @@ impl Training {
             kl: of_runs(&|run| mean_of(run, "kl", run.steps.len().saturating_sub((run.steps.len() / 10).max(1)))),
             with_evaluation: of_runs(&|run| with_evaluation(run, target?, arms.evaluation.as_ref()?)),
             n_samples: arm.runs.iter().map(n_samples).sum(),
-            excluded: [
-                |run: &Run| run.ends().map(|ends| excluded(ends.0)),
-                |run: &Run| run.ends().map(|ends| excluded(ends.1)),
-            ]
-            .map(|of| arm.runs.iter().filter_map(of).sum()),
+            excluded: arm
+                .runs
+                .iter()
+                .filter_map(Run::ends)
+                .fold([0; 2], |[before, after], (start, end)| [before + excluded(start), after + excluded(end)]),
         }
     }
 }
@@ -119,9 +119,9 @@ impl Training {
 fn held_out(arm: &ArmRuns, quantity: Quantity<'_>) -> Vec<Point> {
     let Some(first) = arm.runs.first() else { return Vec::new() };
     let at = |step: usize| {
-        let pair = |run: &'_ Run| run.evaluations.iter().position(|evaluation| evaluation.step == step);
+        let runs = arm.runs.iter().map(|run| &run.evaluations);
         let ends: Option<Vec<(&Evaluation, &Evaluation)>> =
-            arm.runs.iter().map(|run| Some((run.evaluations.first()?, run.evaluations.get(pair(run)?)?))).collect();
+            runs.map(|all| Some((all.first()?, all.iter().find(|evaluation| evaluation.step == step)?))).collect();
         let paired = paired(&ends?, quantity)?;
         let rise = bootstrap(&paired.rows, LEVEL)?;
         let from = paired.before;
@@ -158,7 +158,7 @@ fn mean_of(run: &Run, name: &str, from: usize) -> Option<f64> {
 /// Means over all steps of the metrics whose name has a short form.
 fn means(arm: &ArmRuns, short: impl Fn(&str) -> Option<&str>) -> BTreeMap<String, Spread> {
     let names = arm.runs.iter().flat_map(|run| run.steps.iter().flat_map(|metrics| metrics.keys()));
-    let names: std::collections::BTreeSet<&String> = names.filter(|name| short(name).is_some()).collect();
+    let names: BTreeSet<&String> = names.filter(|name| short(name).is_some()).collect();
     let spread = |name: &String| {
         let of_runs: Vec<f64> = arm.runs.iter().filter_map(|run| mean_of(run, name, 0)).collect();
         Some((short(name)?.to_string(), Spread::of(&of_runs)?))
